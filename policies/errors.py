@@ -1,0 +1,17 @@
+"""Errors of the sampling and training core, each named after the thing that is wrong."""
+
+
+class DeadEndError(ValueError):
+    """A state has no legal action, or a condition leaves none."""
+
+
+class IntervalError(ValueError):
+    """An interval holds no number strictly between its ends."""
+
+
+class BatchShapeError(ValueError):
+    """Tensors that must describe the same rows do not."""
+
+
+class CheckpointError(ValueError):
+    """Saved tensors do not fit the object that should load them."""
