@@ -1,0 +1,612 @@
+"""What each command can be told, as frozen dataclasses that check themselves before anything slow starts.
+
+A setting that would do nothing in the run at hand (a target for a reward that has none, a band-gap scale without a band
+gap) is an error, not a silent no-op.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pymatgen.core import Element
+
+from discover.errors import ConfigError
+from discover.options import did_you_mean, group, option
+from envs.conventions import CRYSTAL_SYSTEMS
+
+IntRange = tuple[int, int]
+FloatRange = tuple[float, float]
+Target = float | FloatRange
+
+SYMBOLS = tuple(Element.from_Z(z).symbol for z in range(1, 119))
+#: What no laboratory wants by accident: no stable isotope, or hardly any to be had.
+DEFAULT_EXCLUDE = ("Tc", "Pm", *SYMBOLS[83:91], *SYMBOLS[92:])  # Tc, Pm, Po to Pa, Np onward
+
+REWARDS = ("density", "formation_energy", "bandgap", "stability", "oxidation_score")
+TARGET_UNITS = {"bandgap": "eV", "density": "g/cm^3"}
+#: Prior exponent α per reward (design.md section 3; method note 1.4); the smallest of a product's terms counts.
+DEFAULT_ALPHA = {"density": 0.5, "formation_energy": 0.3, "bandgap": 0.3, "stability": 0.3, "oxidation_score": 0.3}
+DEFAULT_BETA = {"formation_energy": 8.0, "density": 1.0}
+DEFAULT_KAPPA = 1.0
+DEFAULT_POINT_TOLERANCE = 0.25  # exp(-8 (y - t)^2), as published
+DEFAULT_WINDOW_TOLERANCE = 0.05
+_SYSTEM_GROUPS: dict[str, Sequence[int]] = {
+    "triclinic": range(1, 3),
+    "monoclinic": range(3, 16),
+    "orthorhombic": range(16, 75),
+    "tetragonal": range(75, 143),
+    "trigonal": range(143, 168),
+    "rhombohedral": (146, 148, 155, 160, 161, 166, 167),
+    "hexagonal": range(168, 195),
+    "cubic": range(195, 231),
+}
+_TERM = re.compile(r"^(?P<name>[A-Za-z_][\w.]*(?::[A-Za-z_]\w*)?)(?:\^(?P<weight>[0-9.eE+-]+))?$")
+
+
+@dataclass(frozen=True)
+class RewardTerm:
+    """One factor of a reward: a known name or ``module:function``, raised to `weight`."""
+
+    name: str
+    weight: float
+
+    @property
+    def is_callable(self) -> bool:
+        """Whether this is the user's own function, named by its import path."""
+        return ":" in self.name
+
+
+def parse_reward(text: str) -> tuple[RewardTerm, ...]:
+    """Return the factors of a reward such as ``bandgap``, ``bandgap*oxidation_score^0.5`` or ``my_module:function^2``.
+
+    Raises:
+        ConfigError: If the text is no product of rewards, names an unknown one, or a weight is not positive.
+    """
+    terms: list[RewardTerm] = []
+    for part in text.replace(" ", "").split("*"):
+        match = _TERM.match(part)
+        if match is None:
+            raise ConfigError(
+                f"cannot read reward={text!r}; write it as bandgap, 'bandgap*density^0.5' or my_module:function"
+            )
+        name, weight_text = match["name"], match["weight"]
+        try:
+            weight = 1.0 if weight_text is None else float(weight_text)
+        except ValueError:
+            raise ConfigError(f"the exponent in {part!r} is no number; write it as 'bandgap*density^0.5'") from None
+        if not (math.isfinite(weight) and weight > 0):
+            raise ConfigError(f"the exponent in {part!r} must be > 0")
+        if ":" not in name and name not in REWARDS:
+            raise ConfigError(
+                f"unknown reward {name!r}.{did_you_mean(name, REWARDS)} Known: {', '.join(REWARDS)}; "
+                "your own function goes by its import path, my_module:function."
+            )
+        terms.append(RewardTerm(name, weight))
+    names = [term.name for term in terms]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"reward={text!r} names a reward twice; give it once with an exponent, such as density^2")
+    return tuple(terms)
+
+
+def convert_target(key: str, value: Any) -> Target | dict[str, Target] | None:
+    """Return a target as a number, a window (lo, hi), or one of these per reward name.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return {str(name): _one_target(f"{key}.{name}", item) for name, item in value.items()}
+    return _one_target(key, value)
+
+
+def _one_target(key: str, value: Any) -> Target:
+    numbers = value if isinstance(value, list | tuple) else [value]
+    if len(numbers) not in (1, 2) or not all(
+        isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in numbers
+    ):
+        raise ConfigError(f"{key} takes a number or a window such as '{key}=[1.0,1.6]', got {value!r}")
+    if isinstance(value, list | tuple):
+        if len(value) != 2 or not value[0] < value[1]:
+            raise ConfigError(f"{key} takes a window [lo,hi] with lo < hi, got {value!r}")
+        return (float(value[0]), float(value[1]))
+    return float(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestrictConfig:
+    """What a run may contain. Everything left out is free; contradictions are found here, before any table is built."""
+
+    elements: tuple[str, ...] | None = option(None, "only these elements, such as [Fe,O]")
+    exclude: tuple[str, ...] | None = option(
+        None,
+        "never these elements; null: Tc, Pm, Po to Pa and Np onward, unless `elements` or `required` name them",
+    )
+    required: tuple[str, ...] = option((), "each crystal contains all of these")
+    n_elements: IntRange | None = option(None, "number of different elements, [lo,hi] or one number")
+    max_atoms_per_element: int | None = option(None, "most atoms of one element in the primitive cell")
+    n_atoms: IntRange | None = option(None, "atoms in the primitive cell, [lo,hi] or one number")
+    crystal_systems: tuple[str, ...] | None = option(
+        None, "only these of " + ", ".join(CRYSTAL_SYSTEMS) + " (trigonal includes rhombohedral)"
+    )
+    space_groups: tuple[int, ...] | None = option(None, "only these international numbers, 1 to 230")
+    length: FloatRange | None = option(None, "a, b and c of the conventional cell in Å, [lo,hi]")
+    angle: FloatRange | None = option(None, "alpha, beta and gamma of the conventional cell in degrees, [lo,hi]")
+    a: FloatRange | None = option(None, "a in Å, [lo,hi]")
+    b: FloatRange | None = option(None, "b in Å, [lo,hi]")
+    c: FloatRange | None = option(None, "c in Å, [lo,hi]")
+    alpha: FloatRange | None = option(None, "cell angle alpha in degrees, [lo,hi]")
+    beta: FloatRange | None = option(None, "cell angle beta in degrees, [lo,hi]")
+    gamma: FloatRange | None = option(None, "cell angle gamma in degrees, [lo,hi]")
+    volume_per_atom: FloatRange | None = option(None, "volume per atom in Å^3, [lo,hi]")
+
+    def __post_init__(self) -> None:
+        """Check ranges, names, and that no two restrictions contradict each other.
+
+        Raises:
+            ConfigError: Naming the restriction, or the two that clash.
+        """
+        self._check_ranges()
+        self._check_elements()
+        self._check_groups()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is restricted."""
+        return self == RestrictConfig()
+
+    def excluded_elements(self) -> tuple[str, ...]:
+        """Return the elements that may not appear: `exclude`, or the default less those asked for by name."""
+        if self.exclude is not None:
+            return self.exclude
+        asked = {*(self.elements or ()), *self.required}
+        return tuple(symbol for symbol in DEFAULT_EXCLUDE if symbol not in asked)
+
+    def _check_ranges(self) -> None:
+        for name in (
+            "n_elements",
+            "n_atoms",
+            "length",
+            "angle",
+            "a",
+            "b",
+            "c",
+            "alpha",
+            "beta",
+            "gamma",
+            "volume_per_atom",
+        ):
+            bounds = getattr(self, name)
+            if bounds is None:
+                continue
+            low, high = bounds
+            counted = name in ("n_elements", "n_atoms")
+            if not (math.isfinite(low) and math.isfinite(high)) or low > high or (low == high and not counted):
+                raise ConfigError(f"restrict.{name} takes [lo,hi] with lo < hi, got {list(bounds)}")
+            if low < (1 if counted else 0) or high == 0:
+                raise ConfigError(f"restrict.{name} must be positive, got {list(bounds)}")
+            if name in ("angle", "alpha", "beta", "gamma") and high > 180:
+                raise ConfigError(f"restrict.{name} takes degrees up to 180, got {list(bounds)}")
+        if self.max_atoms_per_element is not None and self.max_atoms_per_element < 1:
+            raise ConfigError(f"restrict.max_atoms_per_element must be at least 1, got {self.max_atoms_per_element}")
+        for whole, parts in (("length", ("a", "b", "c")), ("angle", ("alpha", "beta", "gamma"))):
+            for part in parts:
+                self._check_overlap(whole, part)
+
+    def _check_overlap(self, whole: str, part: str) -> None:
+        first, second = getattr(self, whole), getattr(self, part)
+        if first and second and max(first[0], second[0]) >= min(first[1], second[1]):
+            raise ConfigError(
+                f"restrict.{whole}={list(first)} and restrict.{part}={list(second)} leave nothing; widen one of them"
+            )
+
+    def _check_elements(self) -> None:
+        self._check_symbols()
+        allowed = set(self.elements if self.elements is not None else SYMBOLS)
+        barred = set(self.excluded_elements())
+        if clash := [symbol for symbol in self.required if symbol not in allowed]:
+            raise ConfigError(
+                f"restrict.required={_names(clash)} is not among restrict.elements; add it there or drop it"
+            )
+        if clash := [symbol for symbol in self.required if symbol in barred]:
+            raise ConfigError(
+                f"restrict.required and restrict.exclude both name {_names(clash)}; drop it from one of them"
+            )
+        if not allowed - barred:
+            raise ConfigError("restrict.elements and restrict.exclude leave no element; drop one from restrict.exclude")
+        self._check_counts(len(allowed - barred))
+
+    def _check_symbols(self) -> None:
+        for name in ("elements", "exclude", "required"):
+            for symbol in getattr(self, name) or ():
+                if symbol not in SYMBOLS:
+                    raise ConfigError(f"restrict.{name}: unknown element {symbol!r}.{_element_hint(symbol)}")
+        if self.elements is not None and not self.elements:
+            raise ConfigError("restrict.elements=[] leaves nothing; leave it out to allow every element")
+
+    def _check_counts(self, n_available: int) -> None:
+        n_required = len(set(self.required))
+        low, high = self.n_elements or (1, len(SYMBOLS))
+        if low > n_available:
+            raise ConfigError(
+                f"restrict.n_elements asks for {low} elements, restrict.elements leaves {n_available}; allow more"
+            )
+        if high < n_required:
+            raise ConfigError(
+                f"restrict.required names {n_required} elements, restrict.n_elements allows {high}; raise it"
+            )
+        max_atoms = self.n_atoms[1] if self.n_atoms else math.inf
+        if max_atoms < max(low, n_required):
+            raise ConfigError(
+                f"restrict.n_atoms allows {max_atoms} atoms, fewer than the {max(low, n_required)} elements asked for; "
+                "raise it"
+            )
+        if self.max_atoms_per_element and self.n_atoms:
+            most = self.max_atoms_per_element * min(high, n_available)
+            if most < self.n_atoms[0]:
+                raise ConfigError(
+                    f"restrict.n_atoms asks for {self.n_atoms[0]} atoms, restrict.max_atoms_per_element allows {most}; "
+                    "raise it"
+                )
+
+    def _check_groups(self) -> None:
+        for system in self.crystal_systems or ():
+            if system not in CRYSTAL_SYSTEMS:
+                raise ConfigError(
+                    f"restrict.crystal_systems: unknown {system!r}.{did_you_mean(system, tuple(CRYSTAL_SYSTEMS))}"
+                )
+        for number in self.space_groups or ():
+            if not 1 <= number <= 230:
+                raise ConfigError(f"restrict.space_groups takes international numbers 1 to 230, got {number}")
+        for name in ("crystal_systems", "space_groups"):
+            if getattr(self, name) is not None and not getattr(self, name):
+                raise ConfigError(f"restrict.{name}=[] leaves nothing; leave it out to allow all")
+        if self.crystal_systems and self.space_groups:
+            reachable = {number for system in self.crystal_systems for number in _SYSTEM_GROUPS[system]}
+            if reachable.isdisjoint(self.space_groups):
+                raise ConfigError(
+                    f"restrict.space_groups={list(self.space_groups)} has no group in "
+                    f"restrict.crystal_systems={_names(self.crystal_systems)}; drop one of the two"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a policy is trained."""
+
+    n_steps: int = option(2000, "gradient steps")
+    batch_size: int = option(256, "trajectories per step, all sources together")
+    lr: float = option(2e-3, "learning rate at the start (cosine decay to a hundredth)")
+    lr_log_Z: float = option(0.1, "learning rate of log Z, for loss=tb")
+    epsilon: float = option(0.05, "share of exploratory uniform choices at the start (decays to a fifth)")
+    temperature: float = option(1.0, "temperature of the behaviour policy's choices, >= 1 explores")
+    replay_fraction: float = option(0.25, "share of each batch from replay")
+    data_fraction: float = option(
+        0.25, "share of each batch from the data, or from the prior's samples where there are none"
+    )
+    width: int = option(256, "width of the trunk")
+    depth: int = option(3, "layers of the trunk")
+    minutes: float | None = option(None, "stop training after this many minutes, whatever n_steps says")
+
+    def __post_init__(self) -> None:
+        """Check every number.
+
+        Raises:
+            ConfigError: Naming the setting.
+        """
+        for name in ("n_steps", "width", "depth"):
+            _require(getattr(self, name) >= 1, f"train.{name} must be at least 1, got {getattr(self, name)}")
+        _require(self.batch_size >= 2, f"train.batch_size must be at least 2, got {self.batch_size}")
+        for name in ("lr", "lr_log_Z"):
+            _require(getattr(self, name) > 0, f"train.{name} must be > 0, got {getattr(self, name)}")
+        _require(0 <= self.epsilon < 1, f"train.epsilon must be in [0, 1), got {self.epsilon}")
+        _require(self.temperature > 0, f"train.temperature must be > 0, got {self.temperature}")
+        for name in ("replay_fraction", "data_fraction"):
+            _require(0 <= getattr(self, name) <= 1, f"train.{name} must be in [0, 1], got {getattr(self, name)}")
+        _require(
+            self.replay_fraction + self.data_fraction <= 1,
+            "train.replay_fraction + train.data_fraction must not exceed 1, "
+            f"got {self.replay_fraction} + {self.data_fraction}",
+        )
+        _require(self.minutes is None or self.minutes > 0, f"train.minutes must be > 0, got {self.minutes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """What is wanted: the reward and everything that shapes it. `RunConfig` adds where and how."""
+
+    reward: str = option(
+        "bandgap", f"one of {', '.join(REWARDS)}; a product such as 'bandgap*density^0.5'; or my_module:function"
+    )
+    target: Target | dict[str, Target] | None = option(
+        None,
+        "wanted value or window, such as 1.34 or [1.0,1.6]; for several factors {bandgap: 1.34, density: 5}",
+        convert=convert_target,
+    )
+    tolerance: float | None = option(
+        None, "how sharply a target is meant, in its unit; null: 0.25 around a number, 0.05 at the edges of a window"
+    )
+    gap_scale: Literal["pbe", "experiment"] = option("pbe", "scale on which a band-gap target is meant")
+    stability_gate: bool | None = option(
+        None, "multiply the reward by P(energy above hull < 0.1 eV/atom); null: on for bandgap, off otherwise"
+    )
+    alpha: float | None = option(
+        None, "exponent of the prior in the reward; 0 is the published setting; null: per reward, 0.3 or 0.5"
+    )
+    beta: float | None = option(
+        None,
+        "inverse temperature; formation_energy gives exp(-beta E), E in eV/atom; density density^beta; null: 8, 1",
+    )
+    kappa: float | None = option(
+        None,
+        "how many standard deviations a predicted formation energy is raised before it counts; 0: as published; null: 1",
+    )
+
+    def __post_init__(self) -> None:
+        """Check the settings and fill in those that are left to the reward.
+
+        Raises:
+            ConfigError: Naming the setting and the remedy.
+        """
+        self._check_target()
+        names = {term.name for term in self.terms}
+        _require(
+            self.alpha is None or self.alpha >= 0, f"alpha must be >= 0 (0 leaves the prior out), got {self.alpha}"
+        )
+        _require(self.beta is None or self.beta > 0, f"beta must be > 0, got {self.beta}")
+        _require(self.kappa is None or self.kappa >= 0, f"kappa must be >= 0, got {self.kappa}")
+        _require(self.tolerance is None or self.tolerance > 0, f"tolerance must be > 0, got {self.tolerance}")
+        takers = [name for name in DEFAULT_BETA if name in names and name not in self.targets()]
+        if self.beta is not None and not takers:
+            raise ConfigError(
+                "beta applies to formation_energy and to density without a target; drop it or use tolerance"
+            )
+        if self.kappa is not None and "formation_energy" not in names:
+            raise ConfigError(f"kappa applies to reward=formation_energy, not to reward={self.reward}; drop it")
+        if self.tolerance is not None and not self.targets():
+            raise ConfigError("tolerance applies to a target; give one, such as target=1.34, or drop it")
+        if self.gap_scale == "experiment" and "bandgap" not in names:
+            raise ConfigError(f"gap_scale=experiment applies to reward=bandgap, not to reward={self.reward}; drop it")
+        if self.stability_gate is None:
+            object.__setattr__(self, "stability_gate", "bandgap" in names and "stability" not in names)
+        if self.stability_gate and "stability" in names:
+            raise ConfigError("stability_gate=on and the reward stability are the same factor; drop one of them")
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", min(DEFAULT_ALPHA.get(name, 0.3) for name in names))
+
+    @property
+    def terms(self) -> tuple[RewardTerm, ...]:
+        """The factors of the reward."""
+        return parse_reward(self.reward)
+
+    def targets(self) -> dict[str, Target]:
+        """Return the target of each reward that has one."""
+        if self.target is None:
+            return {}
+        if isinstance(self.target, dict):
+            return self.target
+        return {self._target_takers()[0]: self.target}
+
+    def beta_of(self, name: str) -> float:
+        """Return the inverse temperature of `formation_energy` or `density`."""
+        return DEFAULT_BETA[name] if self.beta is None else self.beta
+
+    def kappa_value(self) -> float:
+        """Return how many standard deviations a predicted formation energy is raised."""
+        return DEFAULT_KAPPA if self.kappa is None else self.kappa
+
+    def tolerance_of(self, target: Target) -> float:
+        """Return the tolerance of a target in its own unit."""
+        if self.tolerance is not None:
+            return self.tolerance
+        return DEFAULT_WINDOW_TOLERANCE if isinstance(target, tuple) else DEFAULT_POINT_TOLERANCE
+
+    def _target_takers(self) -> list[str]:
+        """Return the factors that take a target, the band gap first: a single target is meant for it."""
+        names = {term.name for term in self.terms}
+        return [name for name in TARGET_UNITS if name in names]
+
+    def _check_target(self) -> None:
+        takers = self._target_takers()
+        if self.target is not None and not takers:
+            raise ConfigError(f"reward={self.reward} takes no target; {' and '.join(TARGET_UNITS)} do. Drop it")
+        if isinstance(self.target, dict):
+            for name in self.target:
+                _require(
+                    name in takers,
+                    f"target names {name!r}, no factor of reward={self.reward} that takes one ({_names(takers)})",
+                )
+        if "bandgap" in takers and "bandgap" not in self.targets():
+            raise ConfigError("reward=bandgap needs a target in eV, such as target=1.34 or 'target=[1.0,1.6]'")
+        for name, target in self.targets().items():
+            low = target[0] if isinstance(target, tuple) else target
+            _require(low >= 0, f"the target of {name} must be >= 0 {TARGET_UNITS[name]}, got {target}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(RewardConfig):
+    """Everything `python -m discover.run` can be told."""
+
+    env: Literal["mp20", "crystal_gfn"] = option(
+        "mp20", "space of crystals: mp20 (up to 20 atoms) or crystal_gfn (as published)"
+    )
+    wyckoff: bool | None = option(
+        None, "choose Wyckoff letters; null: as in the env's preset (mp20 on, crystal_gfn off)"
+    )
+    chemistry: Literal["ionic", "any"] = option(
+        "ionic", "ionic: charge-neutral and Pauling-ordered; any: no charge rule"
+    )
+    mixed_valence: bool = option(False, "let one element take two oxidation states (Fe3O4), for chemistry=ionic")
+    loss: Literal["vargrad", "tb"] = option(
+        "vargrad", "trajectory balance with the batch-optimal (vargrad) or a learned (tb) log Z"
+    )
+    measure: Literal["uniform", "lengths_angles"] = option(
+        "uniform",
+        "what the reward is a density of: the lattice stage's own coordinates, or lengths and angles as published",
+    )
+    restrict: RestrictConfig = group(RestrictConfig, "what the run may contain")
+    train: TrainingConfig = group(TrainingConfig, "how the policy is trained")
+    n_candidates: int = option(2000, "crystals to sample after training")
+    n_structures: int = option(64, "of the best candidates, how many to build as CIF files")
+    structure: Literal["random"] = option("random", "how coordinates are found: random (PyXtal's, the baseline)")
+    seed: int = option(0, "random seed; same seed, same machine, same result")
+    output: str | None = option(None, "folder of the run; null: runs/<time>-<reward>")
+    resume: str | None = option(None, "continue the run in this folder, with its own settings")
+    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one")
+    dry_run: bool = option(False, "only print what would run")
+
+    def __post_init__(self) -> None:
+        """Check everything, the reward's settings included.
+
+        Raises:
+            ConfigError: Naming the setting and the remedy.
+        """
+        super().__post_init__()
+        _require(self.n_candidates >= 1, f"n_candidates must be at least 1, got {self.n_candidates}")
+        _require(self.n_structures >= 0, f"n_structures must be >= 0, got {self.n_structures}")
+        _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+        _require(
+            not (self.mixed_valence and self.chemistry == "any"),
+            "mixed_valence=on does nothing with chemistry=any, which has no charge rule; drop one of them",
+        )
+        check_device(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Everything `python -m discover.sample` can be told."""
+
+    run: str = option("", "folder of a finished or interrupted run")
+    n: int = option(1000, "crystals to return")
+    correct: Literal["none", "sir", "finetune"] = option(
+        "none",
+        "make a restricted sample follow the reward again: resample (sir) or train on under the restriction (finetune)",
+    )
+    restrict: RestrictConfig = group(RestrictConfig, "restrictions on top of those of the run")
+    n_structures: int = option(0, "of the best, how many to build as CIF files")
+    seed: int = option(0, "random seed")
+    output: str | None = option(None, "folder to write to; null: <run>/samples/<time>")
+    device: str = option("auto", "cpu, cuda, ...; auto: cuda where there is one")
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ConfigError: Naming the setting and the remedy.
+        """
+        _require(bool(self.run), "sampling needs a trained run: run=DIR, the folder that discover.run wrote")
+        _require(self.n >= 1, f"n must be at least 1, got {self.n}")
+        _require(self.n_structures >= 0, f"n_structures must be >= 0, got {self.n_structures}")
+        _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+        check_device(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything `python -m discover.train` can be told."""
+
+    what: Literal["prior", "proxy"] = option("prior", "what to train: the prior policy or the property proxies")
+    data: str = option("", "CSV file in the field's form: material_id, cif and the labels")
+    output: str = option("", "folder for the weights, the configuration and the model card")
+    epochs: int | None = option(None, "passes over the data; null: the trainer's default")
+    batch_size: int | None = option(None, "crystals per step; null: the trainer's default")
+    lr: float | None = option(None, "learning rate; null: the trainer's default")
+    minutes: float | None = option(None, "stop after this many minutes with the best weights so far")
+    seed: int = option(0, "random seed")
+    device: str = option("auto", "cpu, cuda, ...; auto: cuda where there is one")
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ConfigError: Naming the setting and the remedy.
+        """
+        _require(bool(self.data), "training needs a data set: data=FILE.csv, see python -m discover.fetch")
+        _require(bool(self.output), "training needs a folder to write to: output=DIR")
+        for name in ("epochs", "batch_size", "lr", "minutes"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"{name} must be > 0, got {value}")
+        _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+        check_device(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Everything `python -m discover.evaluate` can be told."""
+
+    task: Literal["sampler", "proxy"] = option("sampler", "what to evaluate: a trained sampler or the proxies")
+    run: str | None = option(None, "for task=sampler: folder of the run")
+    data: str | None = option(None, "for task=proxy: CSV file with labels")
+    weights: str | None = option(
+        None, "for task=proxy: folder of trained weights; null: those that ship with the package"
+    )
+    n: int = option(10000, "for task=sampler: crystals to sample")
+    seed: int = option(0, "random seed")
+    device: str = option("auto", "cpu, cuda, ...; auto: cuda where there is one")
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ConfigError: Naming the setting and the remedy.
+        """
+        if self.task == "sampler":
+            _require(self.run is not None, "task=sampler needs run=DIR, the folder that discover.run wrote")
+            _require(self.data is None and self.weights is None, "data and weights belong to task=proxy; drop them")
+        else:
+            _require(self.data is not None, "task=proxy needs data=FILE.csv with the labels")
+            _require(self.run is None, "run belongs to task=sampler; drop it")
+        _require(self.n >= 1, f"n must be at least 1, got {self.n}")
+        _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+        check_device(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Everything `python -m discover.report` can be told."""
+
+    run: str = option("", "folder of the run whose report is rebuilt")
+
+    def __post_init__(self) -> None:
+        """Check that a run is named.
+
+        Raises:
+            ConfigError: If none is.
+        """
+        _require(bool(self.run), "the report needs run=DIR, the folder that discover.run wrote")
+
+
+def check_device(device: str) -> None:
+    """Check the name of a device, not whether this machine has it.
+
+    Raises:
+        ConfigError: If it is not auto, cpu, cuda, cuda:N or mps.
+    """
+    _require(
+        re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", device) is not None,
+        f"device takes auto, cpu, cuda or cuda:1, got {device!r}",
+    )
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """Return a configuration as a nested dict of plain values."""
+    return dataclasses.asdict(config)
+
+
+def _element_hint(symbol: str) -> str:
+    if symbol.capitalize() in SYMBOLS:
+        return f" Did you mean {symbol.capitalize()}?"
+    return " Use the symbol, such as Fe."
+
+
+def _names(names: Any) -> str:
+    return "[" + ",".join(names) + "]"
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
