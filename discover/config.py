@@ -343,7 +343,7 @@ class RewardConfig:
     )
     kappa: float | None = option(
         None,
-        "how many standard deviations a predicted formation energy is raised before it counts; 0: as published; null: 1",
+        "standard deviations by which a predicted formation energy is raised before it counts; 0: as published; null: 1",
     )
 
     def __post_init__(self) -> None:
