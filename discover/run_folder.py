@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
-from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -279,7 +278,7 @@ def load_checkpoint(stem: Path, kind: str) -> tuple[dict[str, Tensor], dict[str,
         raise CheckpointError(f"{path} needs {weights.name} beside it: {describe_os_error(error)}") from error
     if hashlib.sha256(data).hexdigest() != header["sha256"]:
         raise CheckpointError(
-            f"{weights} is truncated or was changed: its content does not match {path.name}; copy it again or train anew"
+            f"{weights} is truncated or was changed: it does not match {path.name}; copy it again or train anew"
         )
     try:
         return load_tensors(data), header["state"]
@@ -304,13 +303,6 @@ def _read_header(path: Path) -> dict[str, Any]:
     if missing := {"kind", "weights", "sha256", "state"} - header.keys():
         raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}; it was changed by hand, train anew")
     return header
-
-
-def frame_bytes(frame: Any) -> bytes:
-    """Return a pandas table as the bytes of a Parquet file."""
-    buffer = BytesIO()
-    frame.to_parquet(buffer, index=False)
-    return buffer.getvalue()
 
 
 def _make(folder: Path) -> None:
