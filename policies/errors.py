@@ -13,5 +13,9 @@ class BatchShapeError(ValueError):
     """Tensors that must describe the same rows do not."""
 
 
+class ReplayError(ValueError):
+    """A replay buffer is asked for what it does not hold, or offered what it cannot hold."""
+
+
 class CheckpointError(ValueError):
     """Saved tensors do not fit the object that should load them."""
