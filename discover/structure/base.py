@@ -1,0 +1,31 @@
+"""What a structure generator is, and how a structure is written."""
+
+from typing import Protocol
+
+import torch
+from pymatgen.core import Structure
+from pymatgen.io.cif import CifWriter
+
+from envs.crystal import CrystalBatch
+
+_CIF_SYMPREC = 1e-3  # Å; coordinates are exact to rounding, so nothing but the symmetry that is there is found
+
+
+class StructureError(ValueError):
+    """A crystal whose letters and counts do not describe a structure."""
+
+
+class StructureGenerator(Protocol):
+    """Finds coordinates for crystals."""
+
+    def generate(self, crystals: CrystalBatch, generator: torch.Generator) -> list[Structure | None]:
+        """Return a structure of each crystal, in order, or None where none could be found.
+
+        Structures are conventional cells in PyXtal's setting with the lattice of the crystal, or a refined one. A None
+        is a failure and counts in the denominator of every rate.
+        """
+
+
+def cif_text(structure: Structure) -> str:
+    """Return a CIF with the symmetry operations of the structure and its asymmetric unit, in the cell as given."""
+    return str(CifWriter(structure, symprec=_CIF_SYMPREC, refine_struct=False))
