@@ -188,7 +188,7 @@ def prepare(path: Path | str, *, n_workers: int = 2, progress: bool = True, use_
     cached = cache_directory() / "prepared" / f"{_content_key(path)}.npz"
     if use_cache and cached.is_file():
         return load_prepared(cached)
-    data = prepare_table(_read_table(path), n_workers=n_workers, progress=progress, name=path.name)
+    data = prepare_table(read_table(path), n_workers=n_workers, progress=progress, name=path.name)
     if use_cache:
         _keep(data, cached)
     return data
@@ -326,7 +326,7 @@ def _content_key(path: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
     """Return the CSV; sodium nitride's formula is "NaN", so only an empty field means missing."""
     try:
         return pd.read_csv(path, keep_default_na=False, na_values=[""])

@@ -1,0 +1,428 @@
+"""Train the learned proxies: an ensemble of small networks on the labelled rows of a CSV.
+
+Rows are split by formula and by chemical system, so that no polymorph of a held-out crystal is trained on. The held-out
+rows serve early choices and calibration; no other data are looked at.
+"""
+
+import json
+import logging
+import math
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from discover.data import LABELS, PreparedData, prepare
+from envs.crystal import CrystalBatch
+from proxies import PRETRAINED
+from proxies.augment import AugmentConfig, draw_strain, drop_letters, random_alternative, strain
+from proxies.base import ProxyError
+from proxies.calibration import LogitCalibration, StdCalibration
+from proxies.elements import element_properties
+from proxies.ensemble import Calibration, PropertyEnsemble, occupied_width, take
+from proxies.equation_of_state import EquationOfState
+from proxies.features import Features, featurise
+from proxies.networks import NetworkConfig, OrbitNetwork
+
+logger = logging.getLogger(__name__)
+
+METAL_GAP = 1e-4  # eV; smaller gaps are metals
+_MIN_ROWS = 200
+_SECONDS_BETWEEN_CHECKPOINTS = 45.0
+_NORMAL_EXCESS = 0.45  # |log(volume / reference)| beyond which a cell is not taken for relaxed
+_NORMAL_VOLUME = 60.0  # Å³/atom; larger cells in the Materials Project are expanded ones
+_ERROR_WEIGHT = {"formation_energy_per_atom": 1.0, "e_above_hull": 0.5, "band_gap": 0.35}
+_SCALE_WEIGHT, _METAL_WEIGHT = 0.1, 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxyTraining:
+    """Settings of one training; the defaults are those of the shipped ensemble."""
+
+    n_members: int = 4
+    epochs: int = 60
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    ema_decay: float = 0.999
+    held_out: float = 0.04  # share of formulas, and again of chemical systems
+    stable_weight: float = 0.0  # extra weight of rows below 0.1 eV/atom above the hull
+    seed: int = 0
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ProxyError: If a setting makes no sense.
+        """
+        if self.n_members < 1 or self.epochs < 1 or self.batch_size < 1:
+            raise ProxyError("n_members, epochs and batch_size must be at least 1")
+        if not 0.0 < self.held_out < 0.5:
+            raise ProxyError(f"held_out must lie between 0 and 0.5, got {self.held_out}")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Crystals with labels, split for training and for choices."""
+
+    crystals: CrystalBatch
+    labels: Tensor  # (n, 3) float32 in the order formation energy, energy above hull, gap; NaN = none
+    relaxed: Tensor  # (n,) bool, cells near equilibrium
+    stretchable: Tensor  # (n,) bool, cells with a free c/a
+    train_rows: Tensor  # int64
+    held_out_rows: Tensor  # int64
+    new_system: Tensor  # (n,) bool, chemical systems that no training row has
+    log_volumes: Tensor  # (119,) float32 log of the elemental volumes in Å³/atom
+
+
+def train_proxy(
+    data_path: Path | str,
+    output: Path | str,
+    *,
+    settings: ProxyTraining | None = None,
+    members: Sequence[int] | None = None,
+    n_workers: int = 2,
+    progress: bool = True,
+) -> PropertyEnsemble:
+    """Train, calibrate and save an ensemble; what an earlier, interrupted call finished is kept.
+
+    Args:
+        data_path: CSV in the field's form with at least one of the labels (see `discover.data`).
+        output: Folder that receives checkpoints and, complete, `ensemble.safetensors` and `ensemble.json`.
+        settings: The defaults are those of the shipped ensemble.
+        members: Which members to train now, all by default; the ensemble holds every member finished so far.
+        n_workers: Processes that prepare the data.
+        progress: Show bars.
+
+    Raises:
+        DataError: If the CSV cannot be used.
+        ProxyError: If it holds too few labels.
+    """
+    settings = settings or ProxyTraining()
+    output = Path(output)
+    data = split(prepare(data_path, n_workers=n_workers, progress=progress), settings)
+    output.mkdir(parents=True, exist_ok=True)
+    for k in members if members is not None else range(settings.n_members):
+        train_member(data, settings, k, output, progress=progress)
+    return assemble(data, settings, output)
+
+
+def split(data: PreparedData, settings: ProxyTraining) -> TrainingData:
+    """Return labelled crystals with a held-out part that shares no formula with the rest.
+
+    The split depends on nothing but names, so that every member and every resumed run has the same one.
+
+    Raises:
+        ProxyError: If there are too few labelled rows.
+    """
+    labels = torch.stack([data.labels[name] for name in ("formation_energy_per_atom", "e_above_hull", "band_gap")], 1)
+    labelled = ~labels.isnan().all(dim=1)
+    system = np.array([_share("s" + name) for name in data.crystals.chemical_systems()])
+    formula = np.array([_share("f" + name) for name in data.formulas])
+    new_system = torch.from_numpy(system < settings.held_out)
+    held_out = new_system | torch.from_numpy(formula < settings.held_out)
+    train_rows, held_out_rows = (labelled & ~held_out).nonzero().flatten(), (labelled & held_out).nonzero().flatten()
+    if len(train_rows) < _MIN_ROWS or len(held_out_rows) == 0:
+        raise ProxyError(
+            f"training needs at least {_MIN_ROWS} rows with one of {', '.join(LABELS)} and some to hold out, "
+            f"got {len(train_rows)} and {len(held_out_rows)}"
+        )
+    crystals = data.crystals
+    volumes = elemental_volumes(crystals.select(train_rows))
+    fractions = crystals.counts.double() / crystals.n_atoms[:, None]
+    excess = (crystals.volume_per_atom / (fractions * volumes[crystals.elements]).sum(1)).log()
+    return TrainingData(
+        crystals=crystals,
+        labels=labels.float(),
+        relaxed=(excess.abs() < _NORMAL_EXCESS) & (crystals.volume_per_atom < _NORMAL_VOLUME),
+        stretchable=(crystals.space_group > 2) & (crystals.space_group < 195),
+        train_rows=train_rows,
+        held_out_rows=held_out_rows,
+        new_system=new_system,
+        log_volumes=volumes.log().float(),
+    )
+
+
+def elemental_volumes(crystals: CrystalBatch) -> Tensor:
+    """Return (119,) float64 volume in Å³/atom that each element contributes, by non-negative least squares.
+
+    Elements that no crystal holds, or that come out below 1 Å³, get the median.
+    """
+    normal = crystals.volume_per_atom < _NORMAL_VOLUME
+    chosen = crystals.select(normal)
+    fractions = chosen.composition.double() / chosen.n_atoms[:, None]
+    volumes, _ = nnls((fractions / chosen.volume_per_atom[:, None]).numpy(), np.ones(len(chosen)))
+    volumes = np.where(volumes < 1.0, np.median(volumes[volumes >= 1.0]), volumes)
+    return torch.from_numpy(volumes)
+
+
+def train_member(
+    data: TrainingData, settings: ProxyTraining, k: int, folder: Path, *, progress: bool = True
+) -> OrbitNetwork:
+    """Train member `k`, from its checkpoint in `folder` if there is one, and return the averaged network."""
+    finished = folder / f"member_{k}.pt"
+    if finished.is_file():
+        return _load_network(finished, data, settings)
+    seed = 1000 * settings.seed + k
+    torch.manual_seed(seed)  # initial weights
+    generator = torch.Generator().manual_seed(seed)
+    network = new_network(data, settings)
+    average = {name: value.clone() for name, value in network.state_dict().items()}
+    optimiser = _optimiser(network, settings)
+    equation = EquationOfState.load(PRETRAINED / "equation_of_state.json")
+    steps_per_epoch = max(1, len(data.train_rows) // settings.batch_size)
+    n_steps = settings.epochs * steps_per_epoch
+    checkpoint = folder / f"member_{k}.checkpoint.pt"
+    step = _resume(checkpoint, network, average, optimiser, generator)
+    saved = time.monotonic()
+    for rows in tqdm(
+        _batches(data.train_rows, steps_per_epoch, settings.batch_size, generator, n_steps - step),
+        desc=f"proxy member {k}",
+        unit=" steps",
+        total=n_steps,
+        initial=step,
+        disable=not progress,
+    ):
+        _set_rate(optimiser, settings.learning_rate, step, n_steps)
+        crystals, labels = augmented(data, rows, settings.augment, equation, generator)
+        features = featurise(crystals, network.properties, network.log_volumes)
+        loss = training_loss(run_buckets(network, features), labels, settings.stable_weight)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        _update_average(average, network, min(settings.ema_decay, step / (step + 100.0)))
+        if time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
+            _save_checkpoint(checkpoint, network, average, optimiser, generator, step)
+            saved = time.monotonic()
+    _save_atomically({"network": average, "settings": json.dumps(asdict(settings))}, finished)
+    checkpoint.unlink(missing_ok=True)
+    return _load_network(finished, data, settings)
+
+
+def new_network(data: TrainingData, settings: ProxyTraining) -> OrbitNetwork:
+    """Return an untrained network whose inputs are standardised on the training rows."""
+    properties = torch.from_numpy(element_properties())
+    network = OrbitNetwork(settings.network, properties, data.log_volumes)
+    features = featurise(data.crystals.select(data.train_rows), properties, data.log_volumes)
+    network.crystal_mean.copy_(features.crystal.mean(dim=0))
+    network.crystal_scale.copy_(features.crystal.std(dim=0).clamp_min(1e-2))
+    return network
+
+
+def augmented(
+    data: TrainingData, rows: Tensor, config: AugmentConfig, equation: EquationOfState, generator: torch.Generator
+) -> tuple[CrystalBatch, Tensor]:
+    """Return the crystals of `rows` in a random equivalent form, some strained, and their labels.
+
+    A strained crystal keeps its energy labels plus what the strain costs; its gap is unknown unless the strain is small.
+    """
+    crystals = random_alternative(data.crystals.select(rows), generator)
+    log_volume, log_stretch = draw_strain(data.relaxed[rows], data.stretchable[rows], config, generator)
+    crystals, cost = strain(crystals, log_volume, log_stretch, equation)
+    labels = data.labels[rows] + torch.stack([cost, cost, torch.zeros_like(cost)], dim=-1).float()
+    far = (log_volume.abs() > 4.0 * config.small_width) | (log_stretch.abs() > 4.0 * config.small_width)
+    labels[:, 2] = labels[:, 2].masked_fill(far, torch.nan)
+    letterless = torch.rand(len(rows), generator=generator) < config.without_letters
+    return drop_letters(crystals, letterless), labels
+
+
+def run_buckets(network: OrbitNetwork, features: Features) -> Tensor:
+    """Return (n, n_outputs) of a batch in three passes of similar width, so that little padding is computed."""
+    widths = occupied_width(features)
+    order = widths.argsort()
+    tables = network.element_table(), network.position_table()
+    n = len(order)
+    parts = [part for part in order.tensor_split([int(0.55 * n), int(0.85 * n)]) if len(part)]
+    outputs = torch.cat([network.outputs(take(features, part, int(widths[part].max())), *tables) for part in parts])
+    return outputs[order.argsort()]
+
+
+def training_loss(outputs: Tensor, labels: Tensor, stable_weight: float) -> Tensor:
+    """Return the mean absolute errors plus the likelihood of their scales plus the cross-entropy of "metal".
+
+    Scales are learned on detached errors (the β-NLL idea, Seitzer et al. 2022, arXiv:2203.09168, taken to its end), so
+    that they cannot excuse errors of the mean.
+
+    Args:
+        outputs: (n, 7) of the network.
+        labels: (n, 3) formation energy, energy above hull, gap; NaN = none.
+        stable_weight: Extra weight of rows below 0.1 eV/atom above the hull.
+    """
+    known = ~labels.isnan()
+    target = labels.nan_to_num()
+    metal = target[:, 2] < METAL_GAP
+    weight = 1.0 + stable_weight * (known[:, 1] & (target[:, 1] < 0.1)).float()
+    total = outputs.new_zeros(())
+    for column, name in enumerate(("formation_energy_per_atom", "e_above_hull", "band_gap")):
+        counted = known[:, column] & ~metal if name == "band_gap" else known[:, column]
+        error = (outputs[:, 2 * column] - target[:, column]).abs()
+        log_scale = outputs[:, 2 * column + 1].clamp(-6.0, 3.0)
+        scale_loss = error.detach() * torch.exp(-log_scale) + log_scale
+        loss = _ERROR_WEIGHT[name] * (2.0 * error + _SCALE_WEIGHT * scale_loss)
+        total = total + (loss * counted * weight).sum()
+    cross_entropy = functional.binary_cross_entropy_with_logits(outputs[:, 6], metal.float(), reduction="none")
+    return (total + _METAL_WEIGHT * (cross_entropy * known[:, 2] * weight).sum()) / len(outputs)
+
+
+def assemble(data: TrainingData, settings: ProxyTraining, folder: Path) -> PropertyEnsemble:
+    """Calibrate all finished members of `folder` on the held-out rows and save the ensemble there.
+
+    Raises:
+        ProxyError: If no member is finished.
+    """
+    finished = sorted(folder.glob("member_[0-9]*.pt"))
+    finished = [path for path in finished if "checkpoint" not in path.name]
+    if not finished:
+        raise ProxyError(f"no finished member in {folder}; train at least one")
+    members = [_load_network(path, data, settings) for path in finished]
+    for member in members:
+        for parameter in member.parameters():
+            parameter.data = parameter.data.half().float()  # as stored, so that calibration sees what ships
+    ensemble = PropertyEnsemble(members, Calibration.none())
+    calibration, figures = calibrate(ensemble, data)
+    facts = {
+        "n_train": len(data.train_rows),
+        "n_held_out": len(data.held_out_rows),
+        "settings": asdict(settings),
+        "held_out": figures,
+    }
+    ensemble = ensemble.with_calibration(calibration, facts)
+    ensemble.save(folder)
+    return ensemble
+
+
+def calibrate(ensemble: PropertyEnsemble, data: TrainingData) -> tuple[Calibration, dict[str, float]]:
+    """Return the calibration on the held-out rows, and the errors there before it."""
+    rows = data.held_out_rows
+    raw = ensemble.raw_outputs(data.crystals.select(rows))
+    labels = data.labels[rows].double()
+    metal = labels[:, 2] < METAL_GAP
+    std: dict[str, StdCalibration] = {}
+    figures: dict[str, float] = {}
+    for column, name in enumerate(("formation_energy_per_atom", "e_above_hull", "band_gap")):
+        known = ~labels[:, column].isnan()
+        known = known & ~metal if name == "band_gap" else known
+        error = (raw.mean[name] - labels[:, column])[known]
+        std[name] = StdCalibration.fit(error, raw.std[name][known])
+        figures[f"{name}_mae" if name != "band_gap" else "band_gap_of_non_metals_mae"] = float(error.abs().mean())
+    known = ~labels[:, 2].isnan()
+    return Calibration(std, LogitCalibration.fit(raw.metal_logit[known], metal[known])), figures
+
+
+def _share(name: str) -> float:
+    """Return a number in [0, 1) that depends on `name` alone."""
+    return (zlib.crc32(name.encode()) % 10007) / 10007
+
+
+def _batches(rows: Tensor, per_epoch: int, size: int, generator: torch.Generator, n: int) -> Iterator[Tensor]:
+    """Yield `n` batches of rows, each epoch in a new order."""
+    done = 0
+    while done < n:
+        order = rows[torch.randperm(len(rows), generator=generator)]
+        for batch in order[: per_epoch * size].split(size):
+            if done == n:
+                return
+            yield batch
+            done += 1
+
+
+def _optimiser(network: OrbitNetwork, settings: ProxyTraining) -> torch.optim.AdamW:
+    """Return AdamW; norms and biases do not decay."""
+    matrices = [parameter for parameter in network.parameters() if parameter.ndim >= 2]
+    others = [parameter for parameter in network.parameters() if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99))
+
+
+def _set_rate(optimiser: torch.optim.AdamW, peak: float, step: int, n_steps: int) -> None:
+    """Set the learning rate: a short warm-up, then a cosine to 1 % of the peak."""
+    cosine = 0.5 * (1.0 + math.cos(math.pi * step / n_steps))
+    rate = peak * min(1.0, (step + 1) / 300.0) * (0.99 * cosine + 0.01)
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+@torch.no_grad()
+def _update_average(average: dict[str, Tensor], network: OrbitNetwork, decay: float) -> None:
+    """Move the exponential moving average towards the network, in place."""
+    state = network.state_dict()
+    torch._foreach_lerp_([average[name] for name in state], [value for value in state.values()], 1.0 - decay)
+
+
+def _save_atomically(content: dict[str, Any], path: Path) -> None:
+    """Write tensors so that an interrupted write leaves no file under `path`."""
+    partial = path.with_suffix(".partial")
+    torch.save(content, partial)
+    partial.replace(path)
+
+
+def _save_checkpoint(
+    path: Path,
+    network: OrbitNetwork,
+    average: dict[str, Tensor],
+    optimiser: torch.optim.AdamW,
+    generator: torch.Generator,
+    step: int,
+) -> None:
+    """Write everything that continuing needs."""
+    content = {
+        "network": network.state_dict(),
+        "average": average,
+        "optimiser": optimiser.state_dict(),
+        "generator": generator.get_state(),
+        "step": step,
+    }
+    _save_atomically(content, path)
+
+
+def _resume(
+    path: Path,
+    network: OrbitNetwork,
+    average: dict[str, Tensor],
+    optimiser: torch.optim.AdamW,
+    generator: torch.Generator,
+) -> int:
+    """Restore a checkpoint in place and return its step, 0 if there is none.
+
+    Raises:
+        ProxyError: If it is truncated or of another network.
+    """
+    if not path.is_file():
+        return 0
+    try:
+        content = torch.load(path, weights_only=True)
+        network.load_state_dict(content["network"])
+        average.update(content["average"])
+        optimiser.load_state_dict(content["optimiser"])
+        generator.set_state(content["generator"])
+        return int(content["step"])
+    except Exception as error:  # a broken archive raises many kinds
+        raise ProxyError(f"{path} cannot be resumed ({error}); delete it to start this member again") from error
+
+
+def _load_network(path: Path, data: TrainingData, settings: ProxyTraining) -> OrbitNetwork:
+    """Return a finished member.
+
+    Raises:
+        ProxyError: If the file is truncated or of another network.
+    """
+    network = new_network(data, settings)
+    try:
+        network.load_state_dict(torch.load(path, weights_only=True)["network"])
+    except Exception as error:  # a broken archive raises many kinds
+        raise ProxyError(f"{path} is no member of this ensemble ({error}); delete it to train it again") from error
+    return network.eval()

@@ -1,0 +1,227 @@
+"""The shipped ensemble: every learned property of a crystal in one pass, calibrated."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from envs.crystal import CrystalBatch
+from proxies.base import Prediction, ProxyError
+from proxies.calibration import LogitCalibration, StdCalibration
+from proxies.features import Features, featurise
+from proxies.networks import NetworkConfig, OrbitNetwork
+
+LEARNED = ("formation_energy_per_atom", "band_gap", "e_above_hull")
+WEIGHTS, DESCRIPTION = "ensemble.safetensors", "ensemble.json"
+FORMAT = "crystal-discover property ensemble 1"
+_SHARED = ("properties", "log_volumes", "crystal_mean", "crystal_scale")
+_CHUNK = 512  # crystals a pass: activations stay in the cache of one core
+_MIN_LOG_SCALE, _MAX_LOG_SCALE = -6.0, 2.0
+_MAX_LOGIT = 9.0  # P(metal) keeps 1e-4 from 0 and 1, so that moments of non-metals can be recovered
+
+
+@dataclass(frozen=True)
+class RawOutputs:
+    """Moments of the ensemble before calibration, each (n,) float64."""
+
+    mean: dict[str, Tensor]  # of formation energy, energy above hull, and the gap of non-metals
+    std: dict[str, Tensor]
+    metal_logit: Tensor
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How raw moments become calibrated ones."""
+
+    std: dict[str, StdCalibration]  # one of each property in LEARNED
+    metal: LogitCalibration
+
+    @classmethod
+    def none(cls) -> Self:
+        """Return the calibration that changes nothing."""
+        return cls({name: StdCalibration((0.0,), (0.0,)) for name in LEARNED}, LogitCalibration(1.0, 0.0))
+
+
+class PropertyEnsemble:
+    """Members that differ in seed, read as one prediction.
+
+    Attributes:
+        members: Networks of equal shape.
+        calibration: Fitted on rows that no member was trained on.
+        facts: What the model card says: data, training, figures.
+    """
+
+    def __init__(
+        self, members: Sequence[OrbitNetwork], calibration: Calibration, facts: dict[str, Any] | None = None
+    ) -> None:
+        if not members:
+            raise ProxyError("an ensemble needs at least one member")
+        self.members = [member.eval().requires_grad_(requires_grad=False) for member in members]
+        self.calibration = calibration
+        self.facts = dict(facts or {})
+        with torch.no_grad():
+            self._tables = [(member.element_table(), member.position_table()) for member in self.members]
+
+    def predict_all(self, crystals: CrystalBatch) -> dict[str, Prediction]:
+        """Return the calibrated prediction of each property in `LEARNED`; `crystals` are left unchanged.
+
+        A band gap is a point mass at zero (metals, probability `p_metal`) and a distribution above it; `mean` and `std`
+        are those of the whole.
+        """
+        raw = self.raw_outputs(crystals)
+        std = {name: self.calibration.std[name](raw.std[name]) for name in LEARNED}
+        p_metal = self.calibration.metal(raw.metal_logit).clamp(_sigmoid(-_MAX_LOGIT), _sigmoid(_MAX_LOGIT))
+        gap, spread = raw.mean["band_gap"], std["band_gap"]
+        mean = (1.0 - p_metal) * gap
+        variance = (1.0 - p_metal) * (spread**2 + gap**2) - mean**2
+        return {
+            "formation_energy_per_atom": Prediction(
+                raw.mean["formation_energy_per_atom"], std["formation_energy_per_atom"]
+            ),
+            "band_gap": Prediction(mean, variance.sqrt(), p_metal),
+            "e_above_hull": Prediction(raw.mean["e_above_hull"], std["e_above_hull"]),
+        }
+
+    @torch.no_grad()
+    def raw_outputs(self, crystals: CrystalBatch) -> RawOutputs:
+        """Return the moments of the ensemble before calibration."""
+        first = self.members[0]
+        features = featurise(crystals, first.properties, first.log_volumes)
+        widths = occupied_width(features)
+        order = widths.argsort()
+        widths = widths[order]
+        outputs = []
+        for start in range(0, len(order), _CHUNK):
+            chunk = take(features, order[start : start + _CHUNK], int(widths[start : start + _CHUNK][-1]))
+            passes = zip(self.members, self._tables, strict=True)
+            outputs.append(torch.stack([member.outputs(chunk, *tables) for member, tables in passes]))
+        if not outputs:
+            return _combine(torch.zeros(len(self.members), 0, 7, dtype=torch.float64))
+        stacked = torch.cat(outputs, dim=1)
+        restored = torch.empty_like(stacked)
+        restored[:, order] = stacked
+        return _combine(restored.double())
+
+    def with_calibration(self, calibration: Calibration, facts: dict[str, Any] | None = None) -> Self:
+        """Return the same members under another calibration."""
+        return type(self)(self.members, calibration, self.facts if facts is None else facts)
+
+    def save(self, folder: Path) -> None:
+        """Write weights (half precision) and description into `folder`; each file appears complete or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"shared.{name}": getattr(self.members[0], name).clone() for name in _SHARED}
+        for k, member in enumerate(self.members):
+            for name, value in member.state_dict().items():
+                if name not in _SHARED:
+                    tensors[f"members.{k}.{name}"] = value.half().contiguous()
+        description = {
+            "format": FORMAT,
+            "n_members": len(self.members),
+            "network": asdict(self.members[0].config),
+            "calibration": {
+                "std": {name: item.to_json() for name, item in self.calibration.std.items()},
+                "metal": self.calibration.metal.to_json(),
+            },
+            "facts": self.facts,
+        }
+        weights = folder / f"{WEIGHTS}.partial"
+        save_file(tensors, weights)
+        text = folder / f"{DESCRIPTION}.partial"
+        text.write_text(json.dumps(description, indent=1) + "\n")
+        weights.replace(folder / WEIGHTS)
+        text.replace(folder / DESCRIPTION)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            ProxyError: If a file is missing, truncated or foreign.
+        """
+        try:
+            description = json.loads((folder / DESCRIPTION).read_text())
+            tensors = load_file(folder / WEIGHTS)
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+            raise ProxyError(
+                f"{folder} holds no readable proxy ensemble ({error}); retrain with "
+                f"`python -m discover.train what=proxy data=PATH` or reinstall the package"
+            ) from error
+        if not isinstance(description, dict) or description.get("format") != FORMAT:
+            raise ProxyError(f"{folder / DESCRIPTION} is not of the format {FORMAT!r}; retrain the proxy")
+        try:
+            config = NetworkConfig(**description["network"])
+            members = [_member(config, tensors, k) for k in range(description["n_members"])]
+            calibration = Calibration(
+                {name: StdCalibration.from_json(description["calibration"]["std"][name]) for name in LEARNED},
+                LogitCalibration.from_json(description["calibration"]["metal"]),
+            )
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ProxyError(f"{folder}: weights and description do not fit together ({error}); retrain it") from error
+        return cls(members, calibration, description["facts"])
+
+
+def occupied_width(features: Features) -> Tensor:
+    """Return (n,) number of columns up to the last orbit."""
+    columns = torch.arange(1, features.fractions.shape[1] + 1, device=features.fractions.device)
+    return (columns * (features.fractions > 0)).amax(dim=-1)
+
+
+def take(features: Features, rows: Tensor, width: int) -> Features:
+    """Return the features of `rows`, cut to the first `width` orbits."""
+    width = max(width, 1)
+    return Features(
+        features.elements[rows, :width],
+        features.positions[rows, :width],
+        features.fractions[rows, :width],
+        features.space_group[rows],
+        features.crystal[rows],
+    )
+
+
+def _member(config: NetworkConfig, tensors: dict[str, Tensor], k: int) -> OrbitNetwork:
+    """Return member `k` of stored weights."""
+    member = OrbitNetwork(config, tensors["shared.properties"], tensors["shared.log_volumes"])
+    prefix = f"members.{k}."
+    state = {name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix)}
+    member.load_state_dict({**state, **{name: tensors[f"shared.{name}"] for name in _SHARED}})
+    return member
+
+
+def _combine(outputs: Tensor) -> RawOutputs:
+    """Return the moments of a mixture of (n_members, n, 7) outputs.
+
+    Scales are those of Laplace distributions, whose standard deviation is √2 times as large. The variance of the mixture
+    is the mean of the members' variances plus the variance of their means; a member counts in the gap of non-metals
+    as far as it sees a non-metal.
+    """
+    std = math.sqrt(2.0) * outputs[..., 1:6:2].clamp(_MIN_LOG_SCALE, _MAX_LOG_SCALE).exp()
+    mean = outputs[..., 0:6:2]
+    mean = torch.cat([mean[..., :2], mean[..., 2:].clamp_min(0.0)], dim=-1)
+    energy_mean, energy_var = mean[..., :2].mean(0), (std[..., :2] ** 2 + mean[..., :2] ** 2).mean(0)
+    energy_var = energy_var - energy_mean**2
+    p_metal = outputs[..., 6].sigmoid()
+    share = (1.0 - p_metal).clamp_min(1e-6)
+    share = share / share.sum(0)
+    gap_mean = (share * mean[..., 2]).sum(0)
+    gap_var = (share * (std[..., 2] ** 2 + mean[..., 2] ** 2)).sum(0) - gap_mean**2
+    return RawOutputs(
+        mean={"formation_energy_per_atom": energy_mean[:, 0], "e_above_hull": energy_mean[:, 1], "band_gap": gap_mean},
+        std={
+            "formation_energy_per_atom": energy_var[:, 0].clamp_min(1e-8).sqrt(),
+            "e_above_hull": energy_var[:, 1].clamp_min(1e-8).sqrt(),
+            "band_gap": gap_var.clamp_min(1e-8).sqrt(),
+        },
+        metal_logit=p_metal.mean(0).clamp(_sigmoid(-_MAX_LOGIT), _sigmoid(_MAX_LOGIT)).logit(),
+    )
+
+
+def _sigmoid(value: float) -> float:
+    """Return the logistic function of a number."""
+    return 1.0 / (1.0 + math.exp(-value))
