@@ -54,6 +54,11 @@ class MaskedCategorical(Categorical):
         with torch.no_grad():
             return _sample_index(torch.softmax(self.logits, dim=-1), generator)
 
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return (n,) log-probability of actions ``value`` (n,) int64; -inf for a masked action."""
+        shape = torch.broadcast_shapes(value.shape, self.logits.shape[:-1])
+        return self.logits.expand(*shape, -1).gather(-1, value.expand(shape).unsqueeze(-1)).squeeze(-1)
+
     def entropy(self) -> Tensor:
         """Return (n,) entropy in nats; 0 · log 0 counts as 0, also in the gradient."""
         return -(self.probs * self.logits.masked_fill(~self.mask, 0.0)).sum(dim=-1)
