@@ -56,7 +56,7 @@ class MaskedCategorical(Categorical):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return (n,) log-probability of actions ``value`` (n,) int64; -inf for a masked action."""
-        shape = torch.broadcast_shapes(value.shape, self.logits.shape[:-1])
+        shape = torch.broadcast_shapes(value.shape, self.logits.shape[:-1])  # type: ignore[no-untyped-call]
         return self.logits.expand(*shape, -1).gather(-1, value.expand(shape).unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:

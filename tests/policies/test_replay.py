@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from policies.errors import CheckpointError, ReplayError
-from policies.replay import LARGEST_WEIGHT, ReplayBuffer
+from policies.replay import LARGEST_WEIGHT, ReplayBuffer, _descending_order
 from tests.strategies import seeds
 
 Batch = tuple[list[int], list[float], list[float]]
@@ -107,6 +107,12 @@ def test_draws_follow_the_priorities(half: str) -> None:
     counts = torch.bincount(draws, minlength=4).double()
     expected = 3000 * torch.tensor(weights, dtype=torch.float64) / sum(weights)
     assert stats.chisquare(counts.numpy(), expected.numpy()).pvalue > 1e-4
+
+
+@given(values=st.lists(st.floats(width=32, allow_nan=False), max_size=40))
+def test_ranks_descend_and_equals_keep_their_order(values: list[float]) -> None:
+    expected = sorted(range(len(values)), key=lambda position: -values[position])
+    assert _descending_order(torch.tensor(values)).tolist() == expected
 
 
 def test_update_renews_what_is_stored_and_ignores_the_rest() -> None:
