@@ -1,0 +1,13 @@
+"""What can be wrong with the description of a space of crystals."""
+
+
+class RestrictionError(ValueError):
+    """A restriction is malformed, contradicts another one, or leaves nothing."""
+
+
+class LatticeError(ValueError):
+    """Lattice parameters that close no cell or do not fit their lattice system."""
+
+
+class RepresentationError(ValueError):
+    """A crystal that the environment cannot build."""

@@ -1,0 +1,270 @@
+"""Lattices in free coordinates, with the exact interval of each coordinate under every restriction.
+
+Coordinates, in the order in which they are chosen (those that the lattice system fixes are skipped):
+the angles alpha, beta, gamma in degrees; v = log(volume / sum of elemental volumes); s1 = log(b/a);
+s2 = log(c/a). Bounds on lengths are linear in (v, s1, s2) once the angles are known, so eliminating
+the later coordinates (Fourier-Motzkin) gives the interval in which an earlier one can be completed.
+
+The reference measure of every density is the product of uniform measures over ``Box`` ranges;
+``log_jacobian`` converts to Crystal-GFN's uniform measure in lengths and angles.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from envs.conventions import LATTICE_SYSTEMS
+from envs.errors import RestrictionError
+
+ALPHA, BETA, GAMMA, VOLUME, RATIO_B, RATIO_C = range(6)
+N_COORDINATES = 6
+COORDINATES = ("alpha", "beta", "gamma", "volume", "b/a", "c/a")
+_FREE = {
+    "triclinic": (ALPHA, BETA, GAMMA, VOLUME, RATIO_B, RATIO_C),
+    "monoclinic": (BETA, VOLUME, RATIO_B, RATIO_C),
+    "orthorhombic": (VOLUME, RATIO_B, RATIO_C),
+    "cubic": (VOLUME,),
+}
+#: (8, 7) coordinate chosen at each step of each lattice system, -1 after the last.
+STEPS = torch.tensor(
+    [
+        [*(free := _FREE.get(name, (VOLUME, RATIO_C))), *([-1] * (N_COORDINATES + 1 - len(free)))]
+        for name in LATTICE_SYSTEMS
+    ]
+)
+N_FREE = (STEPS >= 0).sum(dim=1)
+IS_FREE = torch.stack([(STEPS == coordinate).any(dim=1) for coordinate in range(N_COORDINATES)], dim=1)
+_HEXAGONAL = torch.tensor([name in ("trigonal", "rhombohedral", "hexagonal") for name in LATTICE_SYSTEMS])
+#: (8, 3) angles in degrees that hold where they are not free.
+FIXED_ANGLES = torch.where(
+    _HEXAGONAL[:, None], torch.tensor([90.0, 90.0, 120.0]), torch.tensor([90.0, 90.0, 90.0])
+).double()
+#: Range of v that the coordinate can express; the box of physical volumes lies well inside.
+VOLUME_RANGE = (math.log(1e-2), math.log(1e3))
+#: log(b/a) and log(c/a) hold all but a few of 25,922 Materials Project crystals below 0.08 eV/atom.
+_RATIOS = {
+    "triclinic": ((-0.05, 1.05), (-0.05, 2.0)),
+    "monoclinic": ((-2.15, 1.35), (-1.8, 1.5)),
+    "orthorhombic": ((-1.85, 2.45), (-1.85, 2.45)),
+    "tetragonal": ((0.0, 0.0), (-1.25, 2.45)),
+    "trigonal": ((0.0, 0.0), (-1.25, 2.65)),
+    "rhombohedral": ((0.0, 0.0), (-1.25, 3.45)),
+    "hexagonal": ((0.0, 0.0), (-1.25, 2.65)),
+    "cubic": ((0.0, 0.0), (0.0, 0.0)),
+}
+#: A cell closes with room to spare if every angle keeps this distance (degrees) from the sum of the others.
+ANGLE_MARGIN = 5.0
+#: Width in v that is left where a user's bound on lengths or volume excludes the whole physical box.
+YIELD_WIDTH = 0.1
+
+
+@dataclass(frozen=True)
+class Box:
+    """Bounds of the lattice stage: what an environment offers, narrowed by what a user restricts."""
+
+    monoclinic_angle: tuple[float, float] = (90.0, 135.0)
+    triclinic_angle: tuple[float, float] = (60.0, 120.0)
+    volume_factor: tuple[float, float] = (0.6, 1.9)  # soft: volume / sum of elemental volumes
+    length: tuple[float, float] = (1.0, 100.0)  # Å, hard
+    angle: tuple[float, float] = (0.0, 180.0)  # degrees, hard, for all three angles
+    volume_per_atom: tuple[float, float] | None = None  # Å³, hard
+
+    def ranges(self) -> Tensor:
+        """Return (8, 6, 2) range of each coordinate that the unit interval stands for, before hard bounds."""
+        out = torch.zeros(len(LATTICE_SYSTEMS), N_COORDINATES, 2, dtype=torch.float64)
+        out[:, :VOLUME] = FIXED_ANGLES[:, :, None]
+        out[LATTICE_SYSTEMS.index("monoclinic"), BETA] = torch.tensor(self.monoclinic_angle, dtype=torch.float64)
+        out[LATTICE_SYSTEMS.index("triclinic"), :VOLUME] = torch.tensor(self.triclinic_angle, dtype=torch.float64)
+        out[:, VOLUME] = torch.tensor(VOLUME_RANGE, dtype=torch.float64)
+        for index, name in enumerate(LATTICE_SYSTEMS):
+            out[index, RATIO_B:] = torch.tensor(_RATIOS[name], dtype=torch.float64)
+        return out
+
+    def system_mask(self) -> Tensor:
+        """Return (8,) bool: lattice systems with a cell whose angles obey the hard bounds."""
+        low, high = self.angle
+        fixed = ~IS_FREE[:, :VOLUME]
+        legal = (~fixed | ((low <= FIXED_ANGLES) & (high >= FIXED_ANGLES))).all(dim=1)
+        beta_low, beta_high = _overlap(self.angle, self.monoclinic_angle)
+        legal[LATTICE_SYSTEMS.index("monoclinic")] &= beta_low <= beta_high
+        low, high = _overlap(self.angle, self.triclinic_angle)
+        low = max(low, ANGLE_MARGIN)
+        legal[LATTICE_SYSTEMS.index("triclinic")] &= low <= min(high, 360.0 - ANGLE_MARGIN - 2 * low)
+        return legal
+
+    def check(self, n_atoms: tuple[int, int]) -> None:
+        """Raise RestrictionError if the bounds contradict each other for cells of ``n_atoms`` atoms."""
+        for name in ("length", "angle", "volume_per_atom", "volume_factor"):
+            bounds = getattr(self, name)
+            if bounds is not None and not 0.0 <= bounds[0] <= bounds[1]:
+                raise RestrictionError(f"restrict.{name} must be [low, high] with 0 <= low <= high, got {list(bounds)}")
+        if not self.system_mask().any():
+            raise RestrictionError(f"restrict.angle={list(self.angle)} leaves no lattice system; 90 degrees fits most")
+        if self.volume_per_atom is None:
+            return
+        low, high = self.volume_per_atom
+        # sin of the smallest angle that can occur is a lower bound for the shape factor used here.
+        shape = 0.3
+        smallest, largest = shape * self.length[0] ** 3, shape * self.length[1] ** 3
+        if n_atoms[1] * low > largest or self.length[0] ** 3 > n_atoms[0] * high or smallest > n_atoms[1] * high:
+            raise RestrictionError(
+                f"restrict.length={list(self.length)} Å and restrict.volume_per_atom={list(self.volume_per_atom)} Å³ exclude "
+                f"each other for some cells of {n_atoms[0]} to {n_atoms[1]} atoms; widen one, or narrow restrict.n_atoms"
+            )
+
+
+def _overlap(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
+    return max(first[0], second[0]), min(first[1], second[1])
+
+
+def log_shape_factor(angles: Tensor) -> Tensor:
+    """Return (n,) log(volume / abc) of cells with ``angles`` (n, 3) in degrees."""
+    cosines = torch.cos(torch.deg2rad(angles))
+    return 0.5 * torch.log(1.0 + 2.0 * cosines.prod(dim=-1) - cosines.square().sum(dim=-1))
+
+
+def intervals(coordinate: Tensor, system: Tensor, values: Tensor, log_reference: Tensor, n_atoms: Tensor, box: Box) -> Tensor:
+    """Return where each row's next coordinate may lie so that the cell can be completed.
+
+    Args:
+        coordinate: (n,) int64 coordinate to choose.
+        system: (n,) int64 lattice system 0-7.
+        values: (n, 6) coordinates chosen so far (fixed ones at their value, later ones ignored).
+        log_reference: (n,) log of the sum of elemental volumes of the conventional cell, Å³.
+        n_atoms: (n,) atoms in the conventional cell.
+        box: Bounds.
+
+    Returns:
+        (n, 2) low and high in the coordinate's own unit, low < high.
+    """
+    ranges = box.ranges()[system]
+    own = ranges.gather(1, coordinate[:, None, None].expand(-1, 1, 2))[:, 0]
+    low, high = own[:, 0].clone(), own[:, 1].clone()
+    is_angle = coordinate < VOLUME
+    if bool(is_angle.any()):
+        low[is_angle], high[is_angle] = _angle_interval(
+            coordinate[is_angle],
+            system[is_angle],
+            values[is_angle],
+            low[is_angle].clamp(min=box.angle[0]),
+            high[is_angle].clamp(max=box.angle[1]),
+        )
+    rest = ~is_angle
+    if bool(rest.any()):
+        low[rest], high[rest] = _length_interval(
+            coordinate[rest], values[rest], ranges[rest], log_reference[rest], n_atoms[rest], box
+        )
+    middle, half = (low + high) / 2, ((high - low) / 2).clamp(min=1e-9)
+    return torch.stack([middle - half, middle + half], dim=-1)
+
+
+def _angle_interval(
+    coordinate: Tensor, system: Tensor, values: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the interval of an angle; a triclinic cell closes if |α - β| < γ < min(α + β, 360 - α - β)."""
+    triclinic = system == LATTICE_SYSTEMS.index("triclinic")
+    margin = ANGLE_MARGIN
+    floor = torch.where(triclinic, low.clamp(min=margin), low)
+    alpha, beta = values[:, ALPHA], values[:, BETA]
+    at_alpha = (floor, torch.minimum(high, 360.0 - margin - 2 * floor))
+    at_beta = (
+        torch.maximum(floor, alpha - high + margin),
+        torch.minimum(torch.minimum(high, alpha + high - margin), 360.0 - margin - floor - alpha),
+    )
+    at_gamma = (
+        torch.maximum(floor, (alpha - beta).abs() + margin),
+        torch.minimum(high, torch.minimum(alpha + beta, 360.0 - alpha - beta) - margin),
+    )
+    options = torch.stack([torch.stack(pair, dim=-1) for pair in (at_alpha, at_beta, at_gamma)], dim=1)
+    chosen = options[torch.arange(len(coordinate)), coordinate]
+    return torch.where(triclinic, chosen[:, 0], floor), torch.where(triclinic, chosen[:, 1], high)
+
+
+def _length_interval(
+    coordinate: Tensor, values: Tensor, ranges: Tensor, log_reference: Tensor, n_atoms: Tensor, box: Box
+) -> tuple[Tensor, Tensor]:
+    """Return the interval of v, s1 or s2 under the bounds on lengths and volume."""
+    short, long = math.log(box.length[0]), math.log(box.length[1])
+    shape = log_shape_factor(values[:, :VOLUME])
+    total = log_reference + values[:, VOLUME] - shape  # log a + log b + log c
+    (b_low, b_high), (c_low, c_high) = ranges[:, RATIO_B].unbind(-1), ranges[:, RATIO_C].unbind(-1)
+    s1 = values[:, RATIO_B]
+    volume = _volume_interval(3 * short + shape - log_reference, 3 * long + shape - log_reference, log_reference, n_atoms, box)
+    # Every lower bound of s2 below stays under every upper bound: that is what s1 must ensure.
+    at_s1 = (
+        torch.stack(
+            [
+                b_low,
+                torch.full_like(total, short - long),
+                total - 3 * long,
+                total - 3 * long - c_high,
+                3 * short - total,
+                (c_low - total + 3 * short) / 2,
+                2 * c_low - 3 * long + total,
+            ]
+        ).amax(dim=0),
+        torch.stack(
+            [
+                b_high,
+                torch.full_like(total, long - short),
+                3 * long - total,
+                (c_high + 3 * long - total) / 2,
+                total - 3 * short,
+                2 * c_high - 3 * short + total,
+                total - 3 * short - c_low,
+            ]
+        ).amin(dim=0),
+    )
+    at_s2 = (
+        torch.stack([c_low, total - s1 - 3 * long, total + 2 * s1 - 3 * long, (3 * short - total + s1) / 2]).amax(dim=0),
+        torch.stack([c_high, total - s1 - 3 * short, total + 2 * s1 - 3 * short, (3 * long - total + s1) / 2]).amin(dim=0),
+    )
+    options = torch.stack([torch.stack(pair, dim=-1) for pair in (volume, at_s1, at_s2)], dim=1)
+    chosen = options[torch.arange(len(coordinate)), coordinate - VOLUME]
+    return chosen[:, 0], chosen[:, 1]
+
+
+def _volume_interval(
+    low: Tensor, high: Tensor, log_reference: Tensor, n_atoms: Tensor, box: Box
+) -> tuple[Tensor, Tensor]:
+    """Return the interval of v: hard bounds hold, the box of physical volumes yields to them."""
+    if box.volume_per_atom is not None:
+        offset = n_atoms.double().log() - log_reference
+        low = torch.maximum(low, math.log(max(box.volume_per_atom[0], 1e-6)) + offset)
+        high = torch.minimum(high, math.log(box.volume_per_atom[1]) + offset)
+    low, high = low.clamp(min=VOLUME_RANGE[0]), high.clamp(max=VOLUME_RANGE[1])
+    soft_low, soft_high = (math.log(factor) for factor in box.volume_factor)
+    too_big, too_small = low > soft_high, high < soft_low
+    inside_low = torch.where(too_small, torch.maximum(low, high - YIELD_WIDTH), low.clamp(min=soft_low))
+    inside_high = torch.where(too_big, torch.minimum(high, low + YIELD_WIDTH), high.clamp(max=soft_high))
+    return torch.where(too_big, low, inside_low), torch.where(too_small, high, inside_high)
+
+
+def lattice_parameters(values: Tensor, log_reference: Tensor) -> Tensor:
+    """Return (n, 6) a, b, c in Å and angles in degrees from complete coordinates (n, 6)."""
+    total = log_reference + values[:, VOLUME] - log_shape_factor(values[:, :VOLUME])
+    log_a = (total - values[:, RATIO_B] - values[:, RATIO_C]) / 3
+    log_lengths = torch.stack([log_a, log_a + values[:, RATIO_B], log_a + values[:, RATIO_C]], dim=-1)
+    return torch.cat([log_lengths.exp(), values[:, :VOLUME]], dim=-1)
+
+
+def coordinates(parameters: Tensor, log_reference: Tensor) -> Tensor:
+    """Return (n, 6) coordinates of conventional cells, the inverse of ``lattice_parameters``."""
+    lengths, angles = parameters[:, :3].log(), parameters[:, 3:]
+    volume = lengths.sum(dim=-1) + log_shape_factor(angles) - log_reference
+    ratios = lengths[:, 1:] - lengths[:, :1]
+    return torch.cat([angles, volume[:, None], ratios], dim=-1)
+
+
+def log_jacobian(parameters: Tensor, system: Tensor, box: Box) -> Tensor:
+    """Return (n,) log |d(free lengths and angles) / d(unit coordinates)|, in Å and degrees.
+
+    Adding it to a log reward makes the target uniform in the free lengths and angles, as in Crystal-GFN.
+    The product of the free lengths over three is the derivative with respect to (v, s1, s2).
+    """
+    log_lengths = parameters[:, :3].log()
+    free_length = torch.stack([torch.ones_like(system, dtype=torch.bool), IS_FREE[system, RATIO_B], IS_FREE[system, RATIO_C]], 1)
+    widths = (box.ranges()[system] @ torch.tensor([-1.0, 1.0], dtype=torch.float64)).clamp(min=1e-300).log()
+    return (log_lengths * free_length).sum(dim=-1) - math.log(3.0) + (widths * IS_FREE[system]).sum(dim=-1)

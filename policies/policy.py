@@ -1,0 +1,208 @@
+"""The forward policy over crystals: one trunk, one head per kind of decision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from envs.conventions import LATTICE_SYSTEMS, MAX_LETTERS, N_SPACE_GROUPS, POINT_SYMMETRIES
+from envs.crystal_env import Stage
+from envs.lattice import N_COORDINATES, VOLUME, VOLUME_RANGE
+from envs.symmetry import SYMMETRY
+from policies.distributions import MaskedCategorical, TruncatedLogisticMixture
+from policies.trajectories import join_observations
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from envs.crystal_env import CrystalEnv, Observation, States
+    from policies.trajectories import StepRecord
+
+_MIN_SCALE, _MAX_SCALE = 1e-3, 2.0  # of the logistic components, in unit coordinates
+_COUNT_WIDTH = 64
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Sizes of the network. ``n_elements``, ``max_count`` and ``n_features`` are the environment's."""
+
+    n_elements: int
+    max_count: int
+    n_features: int
+    width: int = 256
+    depth: int = 3
+    n_components: int = 6
+
+    @classmethod
+    def for_env(cls, env: CrystalEnv, *, width: int = 256, depth: int = 3, n_components: int = 6) -> PolicyConfig:
+        """Return the configuration that fits an environment."""
+        return cls(env.n_elements, env.max_count, env.n_features, width, depth, n_components)
+
+
+class CrystalPolicy(nn.Module):
+    """P_F over the stages of ``envs.crystal_env``.
+
+    The first layer adds embeddings of what is categorical (stage and coordinate, lattice system, point
+    symmetry, space group, last element) to a linear map of the rest; ``depth`` layers of ``width`` follow.
+    """
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.dense = nn.Linear(config.n_features, width)
+        self.stage = nn.Embedding(len(Stage) + N_COORDINATES, width)
+        self.system = nn.Embedding(len(LATTICE_SYSTEMS) + 1, width)
+        self.point = nn.Embedding(len(POINT_SYMMETRIES) + 1, width)
+        self.group = nn.Embedding(N_SPACE_GROUPS + 1, width)
+        self.element = nn.Embedding(config.n_elements + 1, width)
+        for table in (self.stage, self.system, self.point, self.group, self.element):
+            nn.init.normal_(table.weight, std=0.3)
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth - 1))
+        self.system_head = nn.Linear(width, len(LATTICE_SYSTEMS))
+        self.point_head = nn.Linear(width, len(POINT_SYMMETRIES))
+        self.group_head = nn.Linear(width, N_SPACE_GROUPS)
+        self.element_head = nn.Linear(width, config.n_elements + 1)
+        self.count_in = nn.Linear(width, _COUNT_WIDTH)
+        self.count_element = nn.Embedding(config.n_elements + 1, _COUNT_WIDTH)
+        self.count_out = nn.Linear(_COUNT_WIDTH, config.max_count + 1)
+        self.n_site_symmetries = len(SYMMETRY.site_symmetry_names)
+        self.letter_head = nn.Linear(width, self.n_site_symmetries + MAX_LETTERS)
+        self.letter_bias = nn.Embedding(N_SPACE_GROUPS, MAX_LETTERS)
+        self.lattice_head = nn.Linear(width, N_COORDINATES * 3 * config.n_components)
+        self._start_near_uniform()
+
+    def _start_near_uniform(self) -> None:
+        """Start with all legal actions about equally likely, and lattices spread over the physical box."""
+        for head in (self.system_head, self.point_head, self.group_head, self.element_head, self.count_out):
+            nn.init.normal_(head.weight, std=0.01)
+            nn.init.zeros_(head.bias)
+        nn.init.normal_(self.letter_head.weight, std=0.01)
+        nn.init.zeros_(self.letter_head.bias)
+        nn.init.zeros_(self.letter_bias.weight)
+        nn.init.normal_(self.lattice_head.weight, std=0.01)
+        low, high = VOLUME_RANGE
+        k = self.config.n_components
+        bias = torch.zeros(N_COORDINATES, 3, k)
+        bias[:, 1] = torch.linspace(0.05, 0.95, k)
+        bias[:, 2] = torch.tensor(0.15).log()
+        bias[VOLUME, 1] = (torch.linspace(-0.4, 0.5, k) - low) / (high - low)
+        bias[VOLUME, 2] = torch.tensor(0.2 / (high - low)).log()
+        with torch.no_grad():
+            self.lattice_head.bias.copy_(bias.flatten())
+
+    def encode(self, observation: Observation) -> Tensor:
+        """Return (n, width) hidden state of each observation; observations may mix stages."""
+        kind = torch.where(observation.coordinate >= 0, len(Stage) + observation.coordinate, observation.stage)
+        x = (
+            self.dense(observation.dense)
+            + self.stage(kind)
+            + self.system(observation.system + 1)
+            + self.point(observation.point + 1)
+            + self.group(observation.group + 1)
+            + self.element(observation.element + 1)
+        )
+        x = nn.functional.silu(x)
+        for layer in self.hidden:
+            x = x + nn.functional.silu(layer(x))
+        return x
+
+    def symmetry(self, stage: Stage, hidden: Tensor, mask: Tensor) -> MaskedCategorical:
+        """Return the choice of lattice system, point symmetry or space group."""
+        head = (self.system_head, self.point_head, self.group_head)[stage]
+        return MaskedCategorical(head(hidden), mask)
+
+    def next_element(self, hidden: Tensor, mask: Tensor) -> MaskedCategorical:
+        """Return the choice of the next element, or of the end of the composition."""
+        return MaskedCategorical(self.element_head(hidden), mask)
+
+    def count(self, hidden: Tensor, element: Tensor, mask: Tensor) -> MaskedCategorical:
+        """Return the choice of how many atoms of ``element`` (n,)."""
+        x = nn.functional.silu(self.count_in(hidden) + self.count_element(element))
+        return MaskedCategorical(self.count_out(x), mask)
+
+    def letter(self, hidden: Tensor, group: Tensor, mask: Tensor) -> MaskedCategorical:
+        """Return the choice of a Wyckoff letter; letters of the same site symmetry share weights across groups."""
+        scores = self.letter_head(hidden)
+        shared = scores[:, : self.n_site_symmetries].gather(1, SYMMETRY.site_symmetry[group])
+        return MaskedCategorical(shared + scores[:, self.n_site_symmetries :] + self.letter_bias(group), mask)
+
+    def lattice(self, hidden: Tensor, coordinate: Tensor, interval: Tensor) -> TruncatedLogisticMixture:
+        """Return the density of lattice ``coordinate`` (n,) on ``interval`` (n, 2)."""
+        k = self.config.n_components
+        raw = self.lattice_head(hidden).unflatten(-1, (N_COORDINATES, 3, k))
+        raw = raw.gather(1, coordinate[:, None, None, None].expand(-1, 1, 3, k))[:, 0]
+        scale = raw[:, 2].exp().clamp(_MIN_SCALE, _MAX_SCALE)
+        interval = interval.to(raw.dtype)
+        return TruncatedLogisticMixture(raw[:, 0], raw[:, 1], scale, interval[:, 0], interval[:, 1])
+
+    def log_prob(self, records: dict[Stage, StepRecord], n: int) -> Tensor:
+        """Return (n,) Σ_t log P_F of walks 0..n-1 from their recorded decisions, with one pass of the trunk."""
+        hidden = self.encode(join_observations([record.observation for record in records.values()]))
+        hidden = hidden.split([len(record.observation) for record in records.values()])
+        total = torch.zeros(n, dtype=torch.float64)
+        for part, record in zip(hidden, records.values(), strict=True):
+            log_p = self._log_prob(part, record)
+            total = total.index_add(0, record.walk, log_p.double())
+        return total
+
+    def _log_prob(self, distinct: Tensor, record: StepRecord) -> Tensor:
+        hidden = distinct[record.source] if len(distinct) < len(record.source) else distinct
+        if record.stage == Stage.LATTICE:
+            return self.lattice(hidden, record.action, record.interval).log_prob(record.unit.to(hidden.dtype))
+        if record.stage == Stage.COMPOSITION:
+            log_p = self.next_element(hidden, record.mask).log_prob(record.action)
+            return log_p + self.count(hidden, record.action, record.count_mask).log_prob(record.count)
+        if record.stage == Stage.WYCKOFF:
+            return self.letter(hidden, record.observation.group, record.mask).log_prob(record.action)
+        return self.symmetry(record.stage, hidden, record.mask).log_prob(record.action)
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """How a behaviour policy departs from the learned one."""
+
+    epsilon: float = 0.0  # share of uniform choices over legal actions
+    temperature: float = 1.0  # above 1 flattens
+
+
+class PolicyChooser:
+    """Draws actions from a policy, with an explicit generator and optional exploration."""
+
+    def __init__(self, policy: CrystalPolicy, generator: torch.Generator, exploration: Exploration | None = None) -> None:
+        self.policy = policy
+        self.generator = generator
+        self.exploration = exploration or Exploration()
+
+    def encode(self, observation: Observation) -> Tensor:
+        """Return the trunk's output."""
+        return self.policy.encode(observation)
+
+    def discrete(self, stage: Stage, hidden: Tensor, states: States, rows: Tensor, mask: Tensor) -> Tensor:
+        """Return (n,) int64 drawn actions."""
+        if stage == Stage.COMPOSITION:
+            return self._draw(self.policy.next_element(hidden, mask))
+        if stage == Stage.WYCKOFF:
+            return self._draw(self.policy.letter(hidden, states.group[rows], mask))
+        return self._draw(self.policy.symmetry(stage, hidden, mask))
+
+    def count(self, hidden: Tensor, element: Tensor, states: States, rows: Tensor, mask: Tensor) -> Tensor:
+        """Return (n,) int64 drawn counts."""
+        del states, rows
+        return self._draw(self.policy.count(hidden, element, mask))
+
+    def unit(self, hidden: Tensor, rows: Tensor, coordinate: Tensor, interval: Tensor) -> Tensor:
+        """Return (n,) float64 drawn unit coordinates."""
+        del rows
+        drawn = self._draw(self.policy.lattice(hidden, coordinate, interval)).double()
+        return torch.maximum(torch.minimum(drawn, interval[:, 1]), interval[:, 0])
+
+    def _draw(self, distribution: MaskedCategorical | TruncatedLogisticMixture) -> Tensor:
+        if self.exploration.temperature != 1.0:
+            distribution = distribution.tempered(self.exploration.temperature)
+        if self.exploration.epsilon > 0.0:
+            distribution = distribution.mixed_with_uniform(self.exploration.epsilon)
+        return distribution.sample_with(self.generator)
