@@ -7,23 +7,16 @@ gap) is an error, not a silent no-op.
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-
-from pymatgen.core import Element
 
 from discover.errors import ConfigError
 from discover.options import did_you_mean, group, option
 from envs.conventions import CRYSTAL_SYSTEMS
+from envs.restrictions import SPACES, Restrictions, restrict
 
-IntRange = tuple[int, int]
-FloatRange = tuple[float, float]
-Target = float | FloatRange
-
-SYMBOLS = tuple(Element.from_Z(z).symbol for z in range(1, 119))
-#: What no laboratory wants by accident: no stable isotope, or hardly any to be had.
-DEFAULT_EXCLUDE = ("Tc", "Pm", *SYMBOLS[83:91], *SYMBOLS[92:])  # Tc, Pm, Po to Pa, Np onward
+Target = float | tuple[float, float]
 
 REWARDS = ("density", "formation_energy", "bandgap", "stability", "oxidation_score")
 TARGET_UNITS = {"bandgap": "eV", "density": "g/cm^3"}
@@ -33,16 +26,6 @@ DEFAULT_BETA = {"formation_energy": 8.0, "density": 1.0}
 DEFAULT_KAPPA = 1.0
 DEFAULT_POINT_TOLERANCE = 0.25  # exp(-8 (y - t)^2), as published
 DEFAULT_WINDOW_TOLERANCE = 0.05
-_SYSTEM_GROUPS: dict[str, Sequence[int]] = {
-    "triclinic": range(1, 3),
-    "monoclinic": range(3, 16),
-    "orthorhombic": range(16, 75),
-    "tetragonal": range(75, 143),
-    "trigonal": range(143, 168),
-    "rhombohedral": (146, 148, 155, 160, 161, 166, 167),
-    "hexagonal": range(168, 195),
-    "cubic": range(195, 231),
-}
 _TERM = re.compile(r"^(?P<name>[A-Za-z_][\w.]*(?::[A-Za-z_]\w*)?)(?:\^(?P<weight>[0-9.eE+-]+))?$")
 
 
@@ -119,159 +102,32 @@ def _one_target(key: str, value: Any) -> Target:
 
 @dataclass(frozen=True, kw_only=True)
 class RestrictConfig:
-    """What a run may contain. Everything left out is free; contradictions are found here, before any table is built."""
+    """What a run may contain; everything left out is free. `envs.restrictions` says what each means and checks it."""
 
     elements: tuple[str, ...] | None = option(None, "only these elements, such as [Fe,O]")
     exclude: tuple[str, ...] | None = option(
-        None,
-        "never these elements; null: Tc, Pm, Po to Pa and Np onward, unless `elements` or `required` name them",
+        None, "never these elements; null: Tc, Pm, Po to Pa and Np onward, unless `elements` or `required` name them"
     )
-    required: tuple[str, ...] = option((), "each crystal contains all of these")
-    n_elements: IntRange | None = option(None, "number of different elements, [lo,hi] or one number")
-    max_atoms_per_element: int | None = option(None, "most atoms of one element in the primitive cell")
-    n_atoms: IntRange | None = option(None, "atoms in the primitive cell, [lo,hi] or one number")
+    required: tuple[str, ...] | None = option(None, "each crystal contains all of these")
+    n_elements: tuple[int, int] | None = option(None, "number of different elements, [lo,hi] or one number")
+    max_atoms_per_element: int | None = option(None, "most atoms of one element in the cell that the env counts")
+    n_atoms: tuple[int, int] | None = option(None, "atoms in the cell that the env counts, [lo,hi] or one number")
     crystal_systems: tuple[str, ...] | None = option(
         None, "only these of " + ", ".join(CRYSTAL_SYSTEMS) + " (trigonal includes rhombohedral)"
     )
     space_groups: tuple[int, ...] | None = option(None, "only these international numbers, 1 to 230")
-    length: FloatRange | None = option(None, "a, b and c of the conventional cell in Å, [lo,hi]")
-    angle: FloatRange | None = option(None, "alpha, beta and gamma of the conventional cell in degrees, [lo,hi]")
-    a: FloatRange | None = option(None, "a in Å, [lo,hi]")
-    b: FloatRange | None = option(None, "b in Å, [lo,hi]")
-    c: FloatRange | None = option(None, "c in Å, [lo,hi]")
-    alpha: FloatRange | None = option(None, "cell angle alpha in degrees, [lo,hi]")
-    beta: FloatRange | None = option(None, "cell angle beta in degrees, [lo,hi]")
-    gamma: FloatRange | None = option(None, "cell angle gamma in degrees, [lo,hi]")
-    volume_per_atom: FloatRange | None = option(None, "volume per atom in Å^3, [lo,hi]")
-
-    def __post_init__(self) -> None:
-        """Check ranges, names, and that no two restrictions contradict each other.
-
-        Raises:
-            ConfigError: Naming the restriction, or the two that clash.
-        """
-        self._check_ranges()
-        self._check_elements()
-        self._check_groups()
+    length: tuple[float, float] | None = option(None, "a, b and c of the conventional cell in Å, [lo,hi]")
+    angle: tuple[float, float] | None = option(None, "alpha, beta, gamma of the conventional cell in degrees, [lo,hi]")
+    volume_per_atom: tuple[float, float] | None = option(None, "volume per atom in Å^3, [lo,hi]")
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is restricted."""
         return self == RestrictConfig()
 
-    def excluded_elements(self) -> tuple[str, ...]:
-        """Return the elements that may not appear: `exclude`, or the default less those asked for by name."""
-        if self.exclude is not None:
-            return self.exclude
-        asked = {*(self.elements or ()), *self.required}
-        return tuple(symbol for symbol in DEFAULT_EXCLUDE if symbol not in asked)
-
-    def _check_ranges(self) -> None:
-        for name in (
-            "n_elements",
-            "n_atoms",
-            "length",
-            "angle",
-            "a",
-            "b",
-            "c",
-            "alpha",
-            "beta",
-            "gamma",
-            "volume_per_atom",
-        ):
-            bounds = getattr(self, name)
-            if bounds is None:
-                continue
-            low, high = bounds
-            counted = name in ("n_elements", "n_atoms")
-            if not (math.isfinite(low) and math.isfinite(high)) or low > high or (low == high and not counted):
-                raise ConfigError(f"restrict.{name} takes [lo,hi] with lo < hi, got {list(bounds)}")
-            if low < (1 if counted else 0) or high == 0:
-                raise ConfigError(f"restrict.{name} must be positive, got {list(bounds)}")
-            if name in ("angle", "alpha", "beta", "gamma") and high > 180:
-                raise ConfigError(f"restrict.{name} takes degrees up to 180, got {list(bounds)}")
-        if self.max_atoms_per_element is not None and self.max_atoms_per_element < 1:
-            raise ConfigError(f"restrict.max_atoms_per_element must be at least 1, got {self.max_atoms_per_element}")
-        for whole, parts in (("length", ("a", "b", "c")), ("angle", ("alpha", "beta", "gamma"))):
-            for part in parts:
-                self._check_overlap(whole, part)
-
-    def _check_overlap(self, whole: str, part: str) -> None:
-        first, second = getattr(self, whole), getattr(self, part)
-        if first and second and max(first[0], second[0]) >= min(first[1], second[1]):
-            raise ConfigError(
-                f"restrict.{whole}={list(first)} and restrict.{part}={list(second)} leave nothing; widen one of them"
-            )
-
-    def _check_elements(self) -> None:
-        self._check_symbols()
-        allowed = set(self.elements if self.elements is not None else SYMBOLS)
-        barred = set(self.excluded_elements())
-        if clash := [symbol for symbol in self.required if symbol not in allowed]:
-            raise ConfigError(
-                f"restrict.required={_names(clash)} is not among restrict.elements; add it there or drop it"
-            )
-        if clash := [symbol for symbol in self.required if symbol in barred]:
-            raise ConfigError(
-                f"restrict.required and restrict.exclude both name {_names(clash)}; drop it from one of them"
-            )
-        if not allowed - barred:
-            raise ConfigError("restrict.elements and restrict.exclude leave no element; drop one from restrict.exclude")
-        self._check_counts(len(allowed - barred))
-
-    def _check_symbols(self) -> None:
-        for name in ("elements", "exclude", "required"):
-            for symbol in getattr(self, name) or ():
-                if symbol not in SYMBOLS:
-                    raise ConfigError(f"restrict.{name}: unknown element {symbol!r}.{_element_hint(symbol)}")
-        if self.elements is not None and not self.elements:
-            raise ConfigError("restrict.elements=[] leaves nothing; leave it out to allow every element")
-
-    def _check_counts(self, n_available: int) -> None:
-        n_required = len(set(self.required))
-        low, high = self.n_elements or (1, len(SYMBOLS))
-        if low > n_available:
-            raise ConfigError(
-                f"restrict.n_elements asks for {low} elements, restrict.elements leaves {n_available}; allow more"
-            )
-        if high < n_required:
-            raise ConfigError(
-                f"restrict.required names {n_required} elements, restrict.n_elements allows {high}; raise it"
-            )
-        max_atoms = self.n_atoms[1] if self.n_atoms else math.inf
-        if max_atoms < max(low, n_required):
-            raise ConfigError(
-                f"restrict.n_atoms allows {max_atoms} atoms, fewer than the {max(low, n_required)} elements asked for; "
-                "raise it"
-            )
-        if self.max_atoms_per_element and self.n_atoms:
-            most = self.max_atoms_per_element * min(high, n_available)
-            if most < self.n_atoms[0]:
-                raise ConfigError(
-                    f"restrict.n_atoms asks for {self.n_atoms[0]} atoms, restrict.max_atoms_per_element allows {most}; "
-                    "raise it"
-                )
-
-    def _check_groups(self) -> None:
-        for system in self.crystal_systems or ():
-            if system not in CRYSTAL_SYSTEMS:
-                raise ConfigError(
-                    f"restrict.crystal_systems: unknown {system!r}.{did_you_mean(system, tuple(CRYSTAL_SYSTEMS))}"
-                )
-        for number in self.space_groups or ():
-            if not 1 <= number <= 230:
-                raise ConfigError(f"restrict.space_groups takes international numbers 1 to 230, got {number}")
-        for name in ("crystal_systems", "space_groups"):
-            if getattr(self, name) is not None and not getattr(self, name):
-                raise ConfigError(f"restrict.{name}=[] leaves nothing; leave it out to allow all")
-        if self.crystal_systems and self.space_groups:
-            reachable = {number for system in self.crystal_systems for number in _SYSTEM_GROUPS[system]}
-            if reachable.isdisjoint(self.space_groups):
-                raise ConfigError(
-                    f"restrict.space_groups={list(self.space_groups)} has no group in "
-                    f"restrict.crystal_systems={_names(self.crystal_systems)}; drop one of the two"
-                )
+    def to_restrictions(self) -> Restrictions:
+        """Return the same restrictions as the environments take them."""
+        return Restrictions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,7 +199,7 @@ class RewardConfig:
     )
     kappa: float | None = option(
         None,
-        "standard deviations by which a predicted formation energy is raised before it counts; 0: as published; null: 1",
+        "standard deviations added to a predicted formation energy before it counts; 0: as published; null: 1",
     )
 
     def __post_init__(self) -> None:
@@ -464,6 +320,7 @@ class RunConfig(RewardConfig):
 
         Raises:
             ConfigError: Naming the setting and the remedy.
+            RestrictionError: Naming the restriction, or the two that clash.
         """
         super().__post_init__()
         _require(self.n_candidates >= 1, f"n_candidates must be at least 1, got {self.n_candidates}")
@@ -474,6 +331,9 @@ class RunConfig(RewardConfig):
             "mixed_valence=on does nothing with chemistry=any, which has no charge rule; drop one of them",
         )
         check_device(self.device)
+        restrict(
+            SPACES[self.env](), self.restrict.to_restrictions()
+        )  # raises RestrictionError before anything is built
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -597,13 +457,7 @@ def settings(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def _element_hint(symbol: str) -> str:
-    if symbol.capitalize() in SYMBOLS:
-        return f" Did you mean {symbol.capitalize()}?"
-    return " Use the symbol, such as Fe."
-
-
-def _names(names: Any) -> str:
+def _names(names: Iterable[str]) -> str:
     return "[" + ",".join(names) + "]"
 
 

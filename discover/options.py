@@ -176,15 +176,20 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def all_keys(cls: type, prefix: str = "") -> list[str]:
-    """Return every dotted key of a dataclass, groups included."""
+def all_keys(cls: type, prefix: str = "") -> tuple[list[str], list[str]]:
+    """Return every dotted key of a dataclass: settings, and groups of settings."""
     hints = typing.get_type_hints(cls)
-    keys: list[str] = []
+    settings: list[str] = []
+    groups: list[str] = []
     for field in dataclasses.fields(cls):
-        keys.append(prefix + field.name)
+        key = prefix + field.name
         if dataclasses.is_dataclass(hints[field.name]):
-            keys += all_keys(hints[field.name], f"{prefix}{field.name}.")
-    return keys
+            inner_settings, inner_groups = all_keys(hints[field.name], f"{key}.")
+            settings += inner_settings
+            groups += [key, *inner_groups]
+        else:
+            settings.append(key)
+    return settings, groups
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -194,15 +199,15 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 
 
 def _unknown_key(key: str, known: Sequence[str]) -> str:
-    last = key.rpartition(".")[2]
-    same_name = [other for other in known if other.rpartition(".")[2] == last]
-    return f"unknown setting {key}." + (f" Did you mean {same_name[0]}?" if same_name else did_you_mean(key, known))
+    same_name = [other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = same_name or difflib.get_close_matches(key, known, n=1)
+    return f"unknown setting {key}." + (f" Did you mean {near[0]}?" if near else " --help lists the settings.")
 
 
 def _check_key(cls: type, key: str) -> None:
-    known = all_keys(cls)
-    if key not in known:
-        raise ConfigError(_unknown_key(key, known))
+    settings, groups = all_keys(cls)
+    if key not in settings and key not in groups:
+        raise ConfigError(_unknown_key(key, settings))
 
 
 def _convert(key: str, hint: Any, value: Any, raw: str | None) -> Any:
