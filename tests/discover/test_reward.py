@@ -51,7 +51,9 @@ def test_the_target_reward_is_the_expected_utility(mean: float, std: float, targ
         points=[target],
         limit=200,
     )
-    got = log_expected_rbf(torch.tensor([mean]).double(), torch.tensor([std]).double(), target, tolerance)
+    got = log_expected_rbf(
+        torch.tensor([mean], dtype=torch.float64), torch.tensor([std], dtype=torch.float64), target, tolerance
+    )
     assert float(got.exp()) == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
@@ -63,7 +65,9 @@ def test_without_uncertainty_the_target_reward_is_the_published_one() -> None:
 
 @given(st.floats(-3, 6), st.floats(0.05, 2))
 def test_the_window_reward_is_the_probability_of_the_window(mean: float, std: float) -> None:
-    got = log_window_probability(torch.tensor([mean]).double(), torch.tensor([std]).double(), (1.0, 1.6), 0.05)
+    got = log_window_probability(
+        torch.tensor([mean], dtype=torch.float64), torch.tensor([std], dtype=torch.float64), (1.0, 1.6), 0.05
+    )
     scale = math.hypot(std, 0.05)
     expected = norm.cdf((1.6 - mean) / scale) - norm.cdf((1.0 - mean) / scale)
     assert float(got.exp()) == pytest.approx(expected, rel=1e-6, abs=1e-9)
@@ -81,7 +85,7 @@ def test_the_window_reward_stays_ordered_far_outside() -> None:
 def test_moments_of_non_metals_are_recovered_from_the_mixture(gap: float, std: float, p_metal: float) -> None:
     mean = (1 - p_metal) * gap
     variance = (1 - p_metal) * (std**2 + gap**2) - mean**2
-    whole = Prediction(*(torch.tensor([x]).double() for x in (mean, math.sqrt(variance), p_metal)))
+    whole = Prediction(*(torch.tensor([x], dtype=torch.float64) for x in (mean, math.sqrt(variance), p_metal)))
     m, s, log_share = non_metal_moments(whole)
     assert float(m) == pytest.approx(gap, rel=1e-6)
     assert float(s) == pytest.approx(std, rel=1e-4)
