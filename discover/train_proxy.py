@@ -24,9 +24,8 @@ from tqdm import tqdm
 
 from discover.data import LABELS, PreparedData, prepare
 from envs.crystal import CrystalBatch
-from proxies import PRETRAINED
+from proxies import PRETRAINED, ProxyError
 from proxies.augment import AugmentConfig, draw_strain, drop_letters, random_alternative, strain
-from proxies.base import ProxyError
 from proxies.calibration import LogitCalibration, StdCalibration
 from proxies.elements import element_properties
 from proxies.ensemble import Calibration, PropertyEnsemble, occupied_width, take

@@ -1,27 +1,28 @@
 """Properties of finished crystals, predicted with their uncertainty and without coordinates.
 
 `load_pretrained` returns the shipped ensemble, which predicts formation energy, band gap and energy above hull in one
-pass; `DensityProxy` is exact. Every proxy follows the protocol of `proxies.base`.
+pass; the proxies are views of it. `DensityProxy` is exact. Every proxy follows the protocol of `proxies.base`.
 """
 
-from functools import cache
-from pathlib import Path
-
+from proxies.band_gap import BandGapProxy, median_gap
 from proxies.base import Prediction, Proxy, ProxyError
 from proxies.density import DensityProxy
 from proxies.ensemble import PropertyEnsemble
+from proxies.formation_energy import FormationEnergyProxy
+from proxies.stability import StabilityProxy, p_metastable
+from proxies.views import PRETRAINED, load_pretrained
 
-PRETRAINED = Path(__file__).parent / "pretrained"
-
-
-@cache
-def load_pretrained() -> PropertyEnsemble:
-    """Return the shipped ensemble (read once per process).
-
-    Raises:
-        ProxyError: If its files are missing or damaged.
-    """
-    return PropertyEnsemble.load(PRETRAINED)
-
-
-__all__ = ["PRETRAINED", "DensityProxy", "Prediction", "PropertyEnsemble", "Proxy", "ProxyError", "load_pretrained"]
+__all__ = [
+    "PRETRAINED",
+    "BandGapProxy",
+    "DensityProxy",
+    "FormationEnergyProxy",
+    "Prediction",
+    "PropertyEnsemble",
+    "Proxy",
+    "ProxyError",
+    "StabilityProxy",
+    "load_pretrained",
+    "median_gap",
+    "p_metastable",
+]
