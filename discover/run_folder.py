@@ -90,6 +90,16 @@ class RunFolder:
         write_atomic(self.path / name, content)
         return self.path / name
 
+    def write_structure(self, candidate_id: str, cif: str) -> Path:
+        """Write the CIF of a candidate and return its path."""
+        write_atomic(self.structures / f"{candidate_id}.cif", cif)
+        return self.structures / f"{candidate_id}.cif"
+
+    def write_plot(self, name: str, png: bytes) -> Path:
+        """Write a plot and return its path."""
+        write_atomic(self.plots / name, png)
+        return self.plots / name
+
     def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
         """Write a mapping as indented JSON."""
         return self.write(name, json.dumps(content, indent=2, default=_plain) + "\n")
