@@ -11,3 +11,7 @@ class LatticeError(ValueError):
 
 class RepresentationError(ValueError):
     """A crystal that the environment cannot build."""
+
+
+class SpaceSizeError(ValueError):
+    """A space of crystals that is too large to be listed."""
