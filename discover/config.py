@@ -287,15 +287,11 @@ class RewardConfig:
 class RunConfig(RewardConfig):
     """Everything `python -m discover.run` can be told."""
 
-    env: Literal["mp20", "crystal_gfn"] = option(
-        "mp20", "space of crystals: mp20 (up to 20 atoms) or crystal_gfn (as published)"
-    )
+    env: Literal["mp20", "crystal_gfn"] = option("mp20", "space of crystals, up to 20 atoms or as published")
     wyckoff: bool | None = option(
         None, "choose Wyckoff letters; null: as in the env's preset (mp20 on, crystal_gfn off)"
     )
-    chemistry: Literal["ionic", "any"] = option(
-        "ionic", "ionic: charge-neutral and Pauling-ordered; any: no charge rule"
-    )
+    chemistry: Literal["ionic", "any"] = option("ionic", "charge-neutral and Pauling-ordered, or no charge rule")
     mixed_valence: bool = option(False, "let one element take two oxidation states (Fe3O4), for chemistry=ionic")
     loss: Literal["vargrad", "tb"] = option(
         "vargrad", "trajectory balance with the batch-optimal (vargrad) or a learned (tb) log Z"
@@ -322,6 +318,13 @@ class RunConfig(RewardConfig):
             ConfigError: Naming the setting and the remedy.
             RestrictionError: Naming the restriction, or the two that clash.
         """
+        if not self.has_prior:
+            _require(
+                not self.alpha,
+                f"alpha={self.alpha} needs the shipped prior, which describes env=mp20 with Wyckoff letters; "
+                "drop alpha, or use env=mp20 with wyckoff=on",
+            )
+            object.__setattr__(self, "alpha", 0.0)
         super().__post_init__()
         _require(self.n_candidates >= 1, f"n_candidates must be at least 1, got {self.n_candidates}")
         _require(self.n_structures >= 0, f"n_structures must be >= 0, got {self.n_structures}")
@@ -334,6 +337,16 @@ class RunConfig(RewardConfig):
         restrict(
             SPACES[self.env](), self.restrict.to_restrictions()
         )  # raises RestrictionError before anything is built
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether the shipped prior describes the crystals of this run."""
+        return self.env == "mp20" and self.wyckoff is not False
+
+    @property
+    def alpha_value(self) -> float:
+        """The exponent of the prior, once the defaults are filled in."""
+        return 0.0 if self.alpha is None else self.alpha
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -163,7 +163,10 @@ def _help_rows(cls: type, prefix: str) -> list[tuple[str, str, str]]:
             rows += _help_rows(hints[field.name], f"{prefix}{field.name}.")
         else:
             default = yaml.safe_dump(_plain(field.default), default_flow_style=True).removesuffix("...\n").strip()
-            rows.append((prefix + field.name, default, field.metadata.get("help", "")))
+            text = field.metadata.get("help", "")
+            if typing.get_origin(hints[field.name]) is Literal:
+                text = f"{' | '.join(typing.get_args(hints[field.name]))}: {text}"
+            rows.append((prefix + field.name, default, text))
     return rows
 
 
