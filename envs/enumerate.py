@@ -37,8 +37,8 @@ def enumerate_crystals(env: CrystalEnv, *, max_leaves: int = MAX_LEAVES) -> Crys
         open_states = _join([rest, _select(children, (~is_leaf).nonzero().flatten())])
         if n_leaves + open_states.n > max_leaves:  # every open state has at least one leaf
             raise SpaceSizeError(
-                f"the space has more than {max_leaves:,} crystals without lattice; allow fewer elements, atoms or space "
-                "groups to enumerate it"
+                f"the space has more than {max_leaves:,} crystals without lattice; allow fewer elements, atoms or "
+                "space groups to enumerate it"
             )
     return env.crystals(_with_middle_lattice(env, _join(leaves)))
 
