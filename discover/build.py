@@ -1,0 +1,127 @@
+"""Assemble what a command needs from its configuration."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+
+from discover.config import RunConfig
+from discover.properties import Properties
+from discover.reward import Reward, build_reward
+from discover.structure.base import StructureGenerator
+from discover.structure.random_baseline import RandomCoordinates
+from discover.target import SamplingTarget
+from discover.train_sampler import Trainer, draw_crystals
+from envs.crystal import CrystalBatch
+from envs.crystal_env import CrystalEnv
+from envs.restrictions import SPACES, Restrictions, Space, restrict
+from policies.policy import CrystalPolicy, PolicyConfig
+from policies.pretrained import Prior, load_prior
+from proxies import DensityProxy, load_pretrained
+
+_POOL = 4096  # samples of the prior that training mixes in as data
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a run is made of."""
+
+    env: CrystalEnv
+    policy: CrystalPolicy  # to be trained
+    target: SamplingTarget
+    properties: Properties
+    reward: Reward
+    prior: Prior | None  # None where the space is not the prior's
+    generator: StructureGenerator
+
+
+def run_space(config: RunConfig) -> Space:
+    """Return the space that a run's policy is built for, before restrictions."""
+    space = SPACES[config.env]()
+    wyckoff = space.wyckoff if config.wyckoff is None else config.wyckoff
+    return replace(space, wyckoff=wyckoff, chemistry=config.chemistry, mixed_valence=config.mixed_valence)
+
+
+def build_properties() -> Properties:
+    """Return the shipped proxies and the exact density."""
+    return Properties(load_pretrained(), [DensityProxy()])
+
+
+def build_parts(config: RunConfig, *, restrictions: Restrictions | None = None) -> Parts:
+    """Build the parts of a run; takes a few seconds.
+
+    Args:
+        config: The run.
+        restrictions: On top of the run's own, for sampling under new ones.
+
+    Raises:
+        RestrictionError: If the restrictions leave nothing.
+        RewardError: If the reward cannot be built.
+    """
+    space = restrict(run_space(config), config.restrict.to_restrictions())
+    if restrictions is not None:
+        space = restrict_further(space, config, restrictions)
+    env = CrystalEnv(space)
+    prior = load_prior() if config.has_prior else None
+    properties = build_properties()
+    reward = build_reward(config, properties)
+    target = SamplingTarget(
+        reward=reward,
+        prior=prior,
+        alpha=config.alpha_value,
+        lengths_angles=config.measure == "lengths_angles",
+        box=space.box,
+    )
+    return Parts(env, start_policy(config, env, prior), target, properties, reward, prior, RandomCoordinates())
+
+
+def restrict_further(space: Space, config: RunConfig, restrictions: Restrictions) -> Space:
+    """Return the run's space under its own and further restrictions, which must not widen it."""
+    if restrictions.exclude is None and config.restrict.exclude is not None:
+        restrictions = replace(restrictions, exclude=config.restrict.exclude)
+    narrowed = restrict(space, restrictions)
+    if space.allowed is not None and narrowed.allowed is not None:
+        both = tuple(symbol for symbol in narrowed.allowed if symbol in space.allowed)
+        narrowed = replace(narrowed, allowed=both)
+    required = tuple(dict.fromkeys([*space.required, *narrowed.required]))
+    limits = [n for n in (space.max_atoms_per_element, narrowed.max_atoms_per_element) if n is not None]
+    return replace(narrowed, required=required, max_atoms_per_element=min(limits, default=None))
+
+
+def start_policy(config: RunConfig, env: CrystalEnv, prior: Prior | None) -> CrystalPolicy:
+    """Return the policy that training starts from: the prior's where the sizes agree, else a fresh one."""
+    sizes = PolicyConfig.for_env(env, width=config.train.width, depth=config.train.depth)
+    torch.manual_seed(config.seed)
+    policy = CrystalPolicy(sizes)
+    if prior is not None and prior.policy.config == sizes:
+        policy.load_state_dict(prior.policy.state_dict())
+    return policy
+
+
+def start_trainer(config: RunConfig, parts: Parts) -> Trainer:
+    """Return the trainer of a run, with samples of the prior as its data."""
+    return Trainer(
+        parts.env,
+        parts.policy,
+        parts.target,
+        config.train,
+        data=prior_samples(config, parts, _POOL) if config.train.data_fraction > 0 else None,
+        loss=config.loss,
+        seed=config.seed,
+    )
+
+
+def prior_samples(config: RunConfig, parts: Parts, n: int) -> CrystalBatch | None:
+    """Return ``n`` crystals of the untrained prior under the run's restrictions, None where there is no prior."""
+    if parts.prior is None:
+        return None
+    generator = seeded(config.seed, "prior samples")
+    return CrystalBatch.cat([batch for batch, _ in draw_crystals(parts.env, parts.prior.policy, n, generator)])
+
+
+def seeded(seed: int, purpose: str) -> torch.Generator:
+    """Return a generator of its own for each purpose, so that no draw depends on how many came before elsewhere."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+

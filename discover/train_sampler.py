@@ -1,0 +1,242 @@
+"""Train a policy to draw crystals in proportion to a reward, from its own samples, replay and the prior's.
+
+Trajectory balance (Malkin et al. 2022, arXiv:2201.13259), with learned log Z (``loss=tb``) or with the
+batch-optimal one (``loss=vargrad``). The state graph is a tree, so log P_B is minus the log of the
+number of equivalent letter assignments.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from discover.config import TrainingConfig
+from discover.errors import CheckpointError
+from discover.target import SamplingTarget, Terms
+from envs.crystal import CrystalBatch
+from envs.crystal_env import CrystalEnv
+from policies.ema import ExponentialMovingAverage
+from policies.losses import huber, log_partition_variance_loss, trajectory_balance_loss, trajectory_balance_residual
+from policies.policy import CrystalPolicy, Exploration, PolicyChooser
+from policies.replay import ReplayBuffer
+from policies.rollout import rollout, walk
+from policies.trajectories import Trajectories, merge
+
+_PENALTY = huber(10.0)  # square where training ends, linear for the outliers of its start
+_GRADIENT_NORM = 10.0
+_EMA_DECAY = 0.99
+_REPLAY = 50_000
+_WARM_UP = 0.3  # share of training over which the reward's exponent rises to 1
+_START_SHARPNESS = 0.1
+_CRYSTAL_COLUMNS = ("space_group", "elements", "letters", "counts", "lattice_parameters")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step of training shows."""
+
+    step: int
+    loss: float
+    log_Z: float
+    mean_log_reward: float  # of the on-policy crystals
+    n_queries: int  # crystals scored so far
+
+
+class Trainer:
+    """State of one training: everything that ``state`` saves and ``restore`` continues.
+
+    Args:
+        env: Where crystals are built.
+        policy: The policy to train.
+        target: What to draw in proportion to.
+        config: Steps, batch, learning rates, exploration, sources of the batch.
+        data: Terminals to learn from besides the policy's own; None leaves their share to the policy.
+        loss: ``"vargrad"`` or ``"tb"``.
+        seed: Of every draw in training.
+    """
+
+    def __init__(
+        self,
+        env: CrystalEnv,
+        policy: CrystalPolicy,
+        target: SamplingTarget,
+        config: TrainingConfig,
+        *,
+        data: CrystalBatch | None = None,
+        loss: str = "vargrad",
+        seed: int = 0,
+    ) -> None:
+        self.env, self.policy, self.target, self.config, self.loss = env, policy, target, config, loss
+        self.data = data
+        self.data_terms = target.terms(data) if data is not None else None
+        self.generator = torch.Generator().manual_seed(seed)
+        self.log_Z = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        groups = [{"params": list(policy.parameters()), "lr": config.lr}, {"params": [self.log_Z], "lr": config.lr_log_Z}]
+        self.optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
+        self.base_lr = [config.lr, config.lr_log_Z]
+        self.ema = ExponentialMovingAverage(policy, decay=_EMA_DECAY)
+        self.replay = ReplayBuffer(_REPLAY)
+        self.step = 0
+        self.n_queries = 0
+        self.seconds = 0.0  # spent in training, over all resumptions
+
+    # --- one step -------------------------------------------------------------------------------
+
+    def progress(self) -> float:
+        """Return the share of training that is done, by steps or by time, whichever is further."""
+        share = self.step / self.config.n_steps
+        if self.config.minutes is not None:
+            share = max(share, self.seconds / (60.0 * self.config.minutes))
+        return min(share, 1.0)
+
+    def train_step(self) -> StepReport:
+        """Draw a batch, score what is new, and take one gradient step."""
+        started = time.perf_counter()
+        progress = self.progress()
+        sharpness = min(1.0, _START_SHARPNESS + (1.0 - _START_SHARPNESS) * progress / _WARM_UP)
+        batches, terms, fresh = self._draw(progress)
+        records, n = merge(batches)
+        log_pf = self.policy.log_prob(records, n)
+        log_reward = torch.cat([self.target.log_target(part, sharpness) for part in terms])
+        log_pb = -torch.cat([part.log_images for part in terms])
+        if self.loss == "tb":
+            residual = trajectory_balance_residual(self.log_Z, log_pf, log_pb, log_reward)
+            loss, log_Z = trajectory_balance_loss(residual, _PENALTY), float(self.log_Z)
+        else:
+            loss, log_Zs = log_partition_variance_loss(log_pf, log_pb, log_reward, penalty=_PENALTY)
+            log_Z = float(log_Zs)
+            residual = trajectory_balance_residual(log_Zs[0], log_pf, log_pb, log_reward)
+        self._descend(loss, progress)
+        residual = residual.detach()
+        self._remember(fresh, terms[0], residual[: len(fresh)])
+        self.step += 1
+        self.n_queries += len(fresh)
+        self.seconds += time.perf_counter() - started
+        return StepReport(self.step, float(loss.detach()), log_Z, float(terms[0].log_reward.mean()), self.n_queries)
+
+    def _draw(self, progress: float) -> tuple[list[Trajectories], list[Terms], CrystalBatch]:
+        """Return the walks of the batch by source, their terms, and the crystals that the policy just made."""
+        config = self.config
+        n_data = round(config.data_fraction * config.batch_size) if self.data is not None else 0
+        n_replay = round(config.replay_fraction * config.batch_size) if len(self.replay) else 0
+        exploration = Exploration(config.epsilon * (1.0 - 0.8 * progress), config.temperature)
+        with torch.no_grad():
+            own = rollout(
+                self.env, config.batch_size - n_data - n_replay, PolicyChooser(self.policy, self.generator, exploration)
+            )
+        fresh = self.env.crystals(own.states)
+        batches, terms = [own], [self.target.terms(fresh)]
+        if n_replay:
+            drawn = self.replay.sample(n_replay, self.generator)
+            batches.append(walk(self.env, CrystalBatch(*(drawn.rows[name] for name in _CRYSTAL_COLUMNS))))
+            names = ("log_reward", "log_prior", "log_measure", "log_images")
+            terms.append(Terms(*(drawn.rows[name] for name in names)))
+        if n_data and self.data is not None and self.data_terms is not None:
+            rows = torch.randint(len(self.data), (n_data,), generator=self.generator)
+            batches.append(walk(self.env, self.data.select(rows)))
+            terms.append(self.data_terms.select(rows))
+        return batches, terms, fresh
+
+    def _descend(self, loss: Tensor, progress: float) -> None:
+        decay = 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress))
+        warm = min(1.0, (self.step + 1) / 50)
+        for group, lr in zip(self.optimiser.param_groups, self.base_lr, strict=True):
+            group["lr"] = lr * decay * warm
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.policy.parameters(), _GRADIENT_NORM)
+        self.optimiser.step()
+        self.ema.update()
+
+    def _remember(self, crystals: CrystalBatch, terms: Terms, residual: Tensor) -> None:
+        if self.config.replay_fraction == 0.0:
+            return
+        padded = _padded(crystals, self.env.max_orbits)
+        rows = {name: getattr(padded, name) for name in _CRYSTAL_COLUMNS}
+        rows |= {name: getattr(terms, name) for name in ("log_reward", "log_prior", "log_measure", "log_images")}
+        self.replay.add(composition_keys(padded), rows, self.target.log_target(terms), residual)
+
+    # --- whole training --------------------------------------------------------------------------
+
+    def run(self, *, on_step: Callable[[StepReport], None]) -> None:
+        """Train to the end; ``on_step`` may save, show or log, and an exception in it ends the training."""
+        while self.progress() < 1.0:
+            on_step(self.train_step())
+
+    # --- state ---------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return everything needed to continue, as tensors and as JSON."""
+        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
+        tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
+        tensors |= {f"replay.{name}": value for name, value in self.replay.state_dict().items()}
+        for index, values in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
+        tensors |= {"generator": self.generator.get_state(), "log_Z": self.log_Z.detach()}
+        return tensors, {"step": self.step, "n_queries": self.n_queries, "seconds": self.seconds}
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Continue from what ``state`` returned.
+
+        Raises:
+            CheckpointError: If it belongs to a different network.
+        """
+        try:
+            self.policy.load_state_dict(_part(tensors, "policy."))
+            self.ema.load_state_dict(_part(tensors, "ema."))
+            self.replay.load_state_dict(_part(tensors, "replay."))
+            optimiser: dict[int, dict[str, Tensor]] = {}
+            for name, value in _part(tensors, "optimiser.").items():
+                index, key = name.split(".", 1)
+                optimiser.setdefault(int(index), {})[key] = value
+            groups = self.optimiser.state_dict()["param_groups"]
+            self.optimiser.load_state_dict({"state": optimiser, "param_groups": groups})
+            self.generator.set_state(tensors["generator"].to(torch.uint8))
+            with torch.no_grad():
+                self.log_Z.copy_(tensors["log_Z"])
+            self.step, self.n_queries = int(state["step"]), int(state["n_queries"])
+            self.seconds = float(state["seconds"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint belongs to a different policy or version: {error}") from error
+
+
+def composition_keys(crystals: CrystalBatch) -> Tensor:
+    """Return (n,) int64 hash of space group, elements, letters and counts, the same for any order of orbits."""
+    code = ((crystals.elements * 32 + crystals.letters + 1) * 128 + crystals.counts) * 256 + crystals.space_group[:, None]
+    mixed = code * 0x9E3779B97F4A7C1 + 0x2545F4914F6CDD1D
+    mixed = (mixed ^ (mixed >> 29)) * 0x3F58476D1CE4E5B9
+    mixed ^= mixed >> 32
+    return torch.where(crystals.counts > 0, mixed, 0).sum(dim=1) + crystals.space_group
+
+
+def draw_crystals(
+    env: CrystalEnv, policy: CrystalPolicy, n: int, generator: torch.Generator, *, batch_size: int = 2048
+) -> Iterator[tuple[CrystalBatch, Tensor]]:
+    """Yield batches of crystals and their (m,) log P_F until ``n`` are drawn; nothing is rejected."""
+    while n > 0:
+        size = min(n, batch_size)
+        with torch.no_grad():
+            walks = rollout(env, size, PolicyChooser(policy, generator))
+            log_prob = policy.log_prob(walks.records, walks.n)
+        yield env.crystals(walks.states), log_prob
+        n -= size
+
+
+def _padded(crystals: CrystalBatch, width: int) -> CrystalBatch:
+    missing = width - crystals.elements.shape[1]
+    pad = nn.functional.pad
+    return CrystalBatch(
+        crystals.space_group,
+        pad(crystals.elements, (0, missing)),
+        pad(crystals.letters, (0, missing), value=-1),
+        pad(crystals.counts, (0, missing)),
+        crystals.lattice_parameters,
+    )
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,92 @@
+"""Save and load policies as safetensors beside the JSON that rebuilds them, and the prior that ships."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from envs.crystal_env import CrystalEnv
+from envs.equivalence import log_n_images
+from envs.restrictions import Space, mp20_space
+from policies.errors import CheckpointError
+from policies.policy import CrystalPolicy, PolicyConfig
+from policies.rollout import walk
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from envs.crystal import CrystalBatch
+
+SHIPPED = Path(__file__).parent / "weights" / "prior"
+#: log p that stands in for zero where the prior cannot represent a crystal; far below that of any it can.
+UNREPRESENTABLE = -80.0
+_ROWS = 4096
+
+
+def save_policy(stem: Path, policy: CrystalPolicy, about: dict[str, object] | None = None) -> None:
+    """Write ``<stem>.safetensors`` and ``<stem>.json`` (configuration and whatever ``about`` says)."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in policy.state_dict().items()}, f"{stem}.safetensors")
+    content = {"kind": "policy", "config": asdict(policy.config), **(about or {})}
+    stem.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def load_policy(stem: Path) -> CrystalPolicy:
+    """Return the policy that ``save_policy`` wrote.
+
+    Raises:
+        CheckpointError: If the files are missing, truncated or of something else.
+    """
+    try:
+        content = json.loads(stem.with_suffix(".json").read_text())
+        tensors = load_file(f"{stem}.safetensors")
+        policy = CrystalPolicy(PolicyConfig(**content["config"]))
+        policy.load_state_dict(tensors)
+    except (OSError, SafetensorError, json.JSONDecodeError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{stem}.json and .safetensors are not a policy of this version: {error}") from error
+    return policy
+
+
+def prior_space() -> Space:
+    """Return the space of the prior: the default one without a charge rule, so that every real crystal counts."""
+    return replace(mp20_space(), chemistry="any")
+
+
+class Prior:
+    """A policy trained by maximum likelihood on real crystals, with its exact log-probability.
+
+    Args:
+        policy: Trained in ``prior_space``.
+    """
+
+    def __init__(self, policy: CrystalPolicy) -> None:
+        self.policy = policy.eval().requires_grad_(requires_grad=False)
+        self.space = prior_space()
+        self.env = CrystalEnv(self.space)
+
+    def log_prob(self, crystals: CrystalBatch) -> Tensor:
+        """Return (n,) log p of crystals, all equivalent letter assignments together.
+
+        The density refers to the lattice's unit coordinates. The policy was trained on random equivalents, so each
+        has the same share; one is evaluated and their number multiplied. Crystals outside the prior's space get
+        ``UNREPRESENTABLE``.
+        """
+        parts = []
+        for rows in torch.arange(len(crystals)).split(_ROWS):
+            batch = crystals.select(rows)
+            walks = walk(self.env, batch)
+            with torch.no_grad():
+                log_p = self.policy.log_prob(walks.records, walks.n) + log_n_images(batch, self.space.box)
+            parts.append(torch.where(walks.legal, log_p, UNREPRESENTABLE).clamp(min=UNREPRESENTABLE))
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+
+def load_prior() -> Prior:
+    """Return the prior that ships with the package."""
+    return Prior(load_policy(SHIPPED))
