@@ -93,7 +93,7 @@ def start_policy(config: RunConfig, env: CrystalEnv, prior: Prior | None) -> Cry
     sizes = PolicyConfig.for_env(env, width=config.train.width, depth=config.train.depth)
     torch.manual_seed(config.seed)
     policy = CrystalPolicy(sizes)
-    if prior is not None and prior.policy.config == sizes:
+    if prior is not None and replace(prior.policy.config, dropout=0.0) == sizes:
         policy.load_state_dict(prior.policy.state_dict())
     return policy
 

@@ -55,6 +55,12 @@ def train_sampler(config: RunConfig, parts: Parts, folder: RunFolder) -> Trainer
     trainer = start_trainer(config, parts)
     if folder.has_checkpoint:
         trainer.restore(*folder.load_checkpoint(CHECKPOINT_KIND))
+    train_to_the_end(trainer, config, folder)
+    return trainer
+
+
+def train_to_the_end(trainer: Trainer, config: RunConfig, folder: RunFolder) -> None:
+    """Train, with progress and checkpoints, and leave the averaged weights in the trainer's policy."""
     saver = _Progress(trainer, folder, config)
     try:
         trainer.run(on_step=saver)
@@ -62,10 +68,7 @@ def train_sampler(config: RunConfig, parts: Parts, folder: RunFolder) -> Trainer
         raise KeyboardInterrupt(f"Continue with: python -m discover.run resume={folder.path}") from None
     finally:
         saver.close()
-    parts.policy.load_state_dict(
-        {name: value for name, value in trainer.ema.state_dict().items() if name != "n_updates"}
-    )
-    return trainer
+    trainer.use_average()
 
 
 class _Progress:

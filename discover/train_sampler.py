@@ -167,6 +167,12 @@ class Trainer:
         while self.progress() < 1.0:
             on_step(self.train_step())
 
+    def use_average(self) -> None:
+        """Leave the averaged weights in the policy, which is what is sampled from."""
+        average = self.ema.state_dict()
+        average.pop("n_updates")
+        self.policy.load_state_dict(average)
+
     # --- state ---------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -35,11 +35,12 @@ class PolicyConfig:
     width: int = 256
     depth: int = 3
     n_components: int = 6
+    dropout: float = 0.0  # while training on data
 
     @classmethod
-    def for_env(cls, env: CrystalEnv, *, width: int = 256, depth: int = 3, n_components: int = 6) -> PolicyConfig:
+    def for_env(cls, env: CrystalEnv, *, width: int = 256, depth: int = 3, dropout: float = 0.0) -> PolicyConfig:
         """Return the configuration that fits an environment."""
-        return cls(env.n_elements, env.max_count, env.n_features, width, depth, n_components)
+        return cls(env.n_elements, env.max_count, env.n_features, width, depth, dropout=dropout)
 
 
 class CrystalPolicy(nn.Module):
@@ -108,6 +109,7 @@ class CrystalPolicy(nn.Module):
         x = nn.functional.silu(x)
         for layer in self.hidden:
             x = x + nn.functional.silu(layer(x))
+            x = nn.functional.dropout(x, self.config.dropout, self.training)
         return x
 
     def symmetry(self, stage: Stage, hidden: Tensor, mask: Tensor) -> MaskedCategorical:
