@@ -318,6 +318,9 @@ class RunConfig(RewardConfig):
             ConfigError: Naming the setting and the remedy.
             RestrictionError: Naming the restriction, or the two that clash.
         """
+        if self.resume is not None:
+            self._check_resume()
+            return
         if not self.has_prior:
             _require(
                 not self.alpha,
@@ -334,9 +337,18 @@ class RunConfig(RewardConfig):
             "mixed_valence=on does nothing with chemistry=any, which has no charge rule; drop one of them",
         )
         check_device(self.device)
-        restrict(
-            SPACES[self.env](), self.restrict.to_restrictions()
-        )  # raises RestrictionError before anything is built
+        restrict(SPACES[self.env](), self.restrict.to_restrictions())  # RestrictionError before anything is built
+
+    def _check_resume(self) -> None:
+        """Refuse settings beside `resume`: the run goes on with those it was started with."""
+        groups = {"restrict": RestrictConfig(), "train": TrainingConfig()}
+        changed = [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.name != "resume" and getattr(self, field.name) != groups.get(field.name, field.default)
+        ]
+        if changed:
+            raise ConfigError(f"resume={self.resume} goes on with the run's own settings; drop {', '.join(changed)}")
 
     @property
     def has_prior(self) -> bool:
@@ -411,11 +423,18 @@ class TrainConfig:
 class EvaluateConfig:
     """Everything `python -m discover.evaluate` can be told."""
 
-    task: Literal["sampler", "proxy"] = option("sampler", "what to evaluate: a trained sampler or the proxies")
+    task: Literal["sampler", "proxy", "prior"] = option(
+        "sampler", "what to evaluate: a trained sampler, the proxies, or the likelihood of the prior"
+    )
     run: str | None = option(None, "for task=sampler: folder of the run")
-    data: str | None = option(None, "for task=proxy: CSV file with labels")
+    data: str | None = option(None, "for task=proxy and task=prior: CSV file with structures and labels")
+    train_data: str | None = option(
+        None,
+        "CSV file that the weights were trained on: adds figures on chemical systems new to the proxies, "
+        "and the independent-marginals baseline to the prior",
+    )
     weights: str | None = option(
-        None, "for task=proxy: folder of trained weights; null: those that ship with the package"
+        None, "for task=proxy and task=prior: folder of trained weights; null: those that ship with the package"
     )
     n: int = option(10000, "for task=sampler: crystals to sample")
     seed: int = option(0, "random seed")
@@ -429,9 +448,12 @@ class EvaluateConfig:
         """
         if self.task == "sampler":
             _require(self.run is not None, "task=sampler needs run=DIR, the folder that discover.run wrote")
-            _require(self.data is None and self.weights is None, "data and weights belong to task=proxy; drop them")
+            _require(
+                self.data is None and self.train_data is None and self.weights is None,
+                "data, train_data and weights belong to task=proxy and task=prior; drop them",
+            )
         else:
-            _require(self.data is not None, "task=proxy needs data=FILE.csv with the labels")
+            _require(self.data is not None, f"task={self.task} needs data=FILE.csv with structures and labels")
             _require(self.run is None, "run belongs to task=sampler; drop it")
         _require(self.n >= 1, f"n must be at least 1, got {self.n}")
         _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")

@@ -174,6 +174,12 @@ def test_reward_weights_may_be_written_with_exponents() -> None:
     assert parse_reward("density^5e-1")[0].weight == pytest.approx(0.5)
 
 
+def test_resume_needs_nothing_else_and_takes_nothing_else() -> None:
+    assert run_config("resume=runs/x").resume == "runs/x"
+    with pytest.raises(ConfigError, match="drop target, train"):
+        run_config("resume=runs/x", "target=1.3", "train.n_steps=5")
+
+
 def test_python_callers_get_the_same_checks() -> None:
     assert RewardConfig(reward="density").alpha == pytest.approx(0.5)
     with pytest.raises(ConfigError, match="needs a target"):
