@@ -143,7 +143,7 @@ class CrystalEnv:
     @property
     def n_features(self) -> int:
         """Return the width of ``Observation.dense``."""
-        return self.n_elements + MAX_LETTERS + 4 + 2 * N_COORDINATES
+        return self.n_elements + MAX_LETTERS + 5 + 2 * N_COORDINATES
 
     def initial(self, n: int) -> States:
         """Return ``n`` empty walks."""
@@ -199,6 +199,7 @@ class CrystalEnv:
                 (states.n_atoms[rows] / n_atoms)[:, None],
                 (states.n_left[rows] / n_atoms)[:, None],
                 (states.next_letter[rows] / MAX_LETTERS)[:, None],
+                torch.full((len(rows), 1), float(self.space.chemistry == "ionic")),
                 unit,
             ],
             dim=-1,
@@ -257,7 +258,10 @@ class CrystalEnv:
         )
 
     def lattice_interval(self, states: States, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the coordinate that each row chooses (n,) and its legal interval (n, 2) in unit coordinates."""
+        """Return the coordinate that each row chooses (n,) and its legal interval (n, 2) in unit coordinates.
+
+        Hard bounds on lengths can put the volume outside [0, 1].
+        """
         coordinate = self._coordinate(states, rows)
         system = states.system[rows]
         interval = lattice.intervals(
@@ -269,7 +273,7 @@ class CrystalEnv:
             self.space.box,
         )
         low, width = self._range(system, coordinate)
-        return coordinate, ((interval - low[:, None]) / width[:, None]).clamp(0.0, 1.0)
+        return coordinate, (interval - low[:, None]) / width[:, None]
 
     # --- steps, in place --------------------------------------------------------------------------
 
@@ -317,7 +321,7 @@ class CrystalEnv:
         states.stage[done] = int(Stage.COMPOSITION)
 
     def step_lattice(self, states: States, rows: Tensor, unit: Tensor) -> None:
-        """Set the next free lattice coordinate to ``unit`` (n,) float64 in [0, 1]."""
+        """Set the next free lattice coordinate to ``unit`` (n,) float64."""
         coordinate, system = self._coordinate(states, rows), states.system[rows]
         low, width = self._range(system, coordinate)
         states.values[rows, coordinate] = low + unit.double() * width

@@ -41,7 +41,8 @@ _HEXAGONAL = torch.tensor([name in ("trigonal", "rhombohedral", "hexagonal") for
 FIXED_ANGLES = torch.where(
     _HEXAGONAL[:, None], torch.tensor([90.0, 90.0, 120.0]), torch.tensor([90.0, 90.0, 90.0])
 ).double()
-#: Range of v that the coordinate can express; the box of physical volumes lies well inside.
+#: Range of v that the unit interval stands for. The box of physical volumes lies well inside; hard bounds on lengths
+#: can ask for more, and the unit coordinate then leaves [0, 1].
 VOLUME_RANGE = (math.log(1e-2), math.log(1e3))
 #: log(b/a) and log(c/a) hold all but a few of 25,922 Materials Project crystals below 0.08 eV/atom.
 _RATIOS = {
@@ -56,6 +57,9 @@ _RATIOS = {
 }
 #: A cell closes with room to spare if every angle keeps this distance (degrees) from the sum of the others.
 ANGLE_MARGIN = 5.0
+_SIGNS = torch.tensor(
+    [[-1.0], [1.0], [1.0], [1.0]], dtype=torch.float64
+)  # α + β + γ has an upper bound, the rest lower
 #: Width in v that is left where a user's bound on lengths or volume excludes the whole physical box.
 YIELD_WIDTH = 0.1
 
@@ -94,25 +98,57 @@ class Box:
         legal[LATTICE_SYSTEMS.index("triclinic")] &= low <= min(high, 360.0 - ANGLE_MARGIN - 2 * low)
         return legal
 
-    def check(self, n_atoms: tuple[int, int]) -> None:
-        """Raise RestrictionError if the bounds contradict each other for cells of ``n_atoms`` atoms."""
+    def check(self, n_atoms: tuple[int, int], systems: Tensor) -> None:
+        """Raise RestrictionError if the bounds contradict each other.
+
+        Args:
+            n_atoms: Smallest and largest number of atoms in the conventional cell.
+            systems: (k,) int64 lattice systems that may occur.
+        """
         for name in ("length", "angle", "volume_per_atom", "volume_factor"):
             bounds = getattr(self, name)
-            if bounds is not None and not 0.0 <= bounds[0] <= bounds[1]:
+            if bounds is not None and not (0.0 <= bounds[0] <= bounds[1] and bounds[1] > 0.0):
                 raise RestrictionError(f"restrict.{name} must be [low, high] with 0 <= low <= high, got {list(bounds)}")
-        if not self.system_mask().any():
-            raise RestrictionError(f"restrict.angle={list(self.angle)} leaves no lattice system; 90 degrees fits most")
+        fits = self.system_mask()[systems]
+        if not fits.any():
+            names = ", ".join(LATTICE_SYSTEMS[i] for i in systems.unique().tolist())
+            raise RestrictionError(
+                f"restrict.angle={list(self.angle)} leaves no cell in the allowed lattice systems ({names}); "
+                "90 degrees fits most"
+            )
         if self.volume_per_atom is None:
             return
         low, high = self.volume_per_atom
-        # sin of the smallest angle that can occur is a lower bound for the shape factor used here.
-        shape = 0.3
-        smallest, largest = shape * self.length[0] ** 3, shape * self.length[1] ** 3
-        if n_atoms[1] * low > largest or self.length[0] ** 3 > n_atoms[0] * high or smallest > n_atoms[1] * high:
+        flattest = min(self._smallest_shape_factor(system) for system in systems[fits].unique().tolist())
+        # Cells of equal lengths exist in every system, so volumes per cell reach from one cube to the other.
+        if n_atoms[1] * low > flattest * self.length[1] ** 3 or self.length[0] ** 3 > n_atoms[0] * high:
             raise RestrictionError(
-                f"restrict.length={list(self.length)} Å and restrict.volume_per_atom={list(self.volume_per_atom)} Å³ exclude "
-                f"each other for some cells of {n_atoms[0]} to {n_atoms[1]} atoms; widen one, or narrow restrict.n_atoms"
+                f"restrict.length={list(self.length)} Å and restrict.volume_per_atom={list(self.volume_per_atom)} Å³ "
+                f"exclude each other for some conventional cells of {n_atoms[0]} to {n_atoms[1]} atoms; widen one, or "
+                "narrow restrict.n_atoms or restrict.crystal_systems"
             )
+
+    def _smallest_shape_factor(self, system: int) -> float:
+        """Return the smallest volume / abc of a lattice system under these bounds."""
+        name = LATTICE_SYSTEMS[system]
+        if name not in ("triclinic", "monoclinic"):
+            return float(log_shape_factor(FIXED_ANGLES[system : system + 1]).exp())
+        low, high = _overlap(self.angle, getattr(self, f"{name}_angle"))
+        if name == "monoclinic":
+            return min(math.sin(math.radians(low)), math.sin(math.radians(high)))
+        # The logarithm is a sum of log sines, concave in the angles, so its minimum is at a corner of the polytope
+        # that bounds and margins leave. Corners are where three of its planes meet.
+        angle_sums = torch.tensor([[1.0, 1, 1], [-1, 1, 1], [1, -1, 1], [1, 1, -1]], dtype=torch.float64)
+        normals = torch.cat(
+            [torch.eye(3, dtype=torch.float64), -torch.eye(3, dtype=torch.float64), angle_sums * _SIGNS]
+        )
+        floor = max(low, ANGLE_MARGIN)
+        limits = torch.tensor([floor] * 3 + [-high] * 3 + [ANGLE_MARGIN - 360.0] + [ANGLE_MARGIN] * 3).double()
+        triples = torch.combinations(torch.arange(len(normals)), 3)
+        triples = triples[torch.linalg.det(normals[triples]).abs() > 1e-9]
+        corners = torch.linalg.solve(normals[triples], limits[triples])
+        inside = (corners @ normals.T >= limits - 1e-9).all(dim=1)
+        return float(log_shape_factor(corners[inside]).min().exp())
 
 
 def _overlap(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
@@ -125,7 +161,9 @@ def log_shape_factor(angles: Tensor) -> Tensor:
     return 0.5 * torch.log(1.0 + 2.0 * cosines.prod(dim=-1) - cosines.square().sum(dim=-1))
 
 
-def intervals(coordinate: Tensor, system: Tensor, values: Tensor, log_reference: Tensor, n_atoms: Tensor, box: Box) -> Tensor:
+def intervals(
+    coordinate: Tensor, system: Tensor, values: Tensor, log_reference: Tensor, n_atoms: Tensor, box: Box
+) -> Tensor:
     """Return where each row's next coordinate may lie so that the cell can be completed.
 
     Args:
@@ -191,7 +229,9 @@ def _length_interval(
     total = log_reference + values[:, VOLUME] - shape  # log a + log b + log c
     (b_low, b_high), (c_low, c_high) = ranges[:, RATIO_B].unbind(-1), ranges[:, RATIO_C].unbind(-1)
     s1 = values[:, RATIO_B]
-    volume = _volume_interval(3 * short + shape - log_reference, 3 * long + shape - log_reference, log_reference, n_atoms, box)
+    volume = _volume_interval(
+        3 * short + shape - log_reference, 3 * long + shape - log_reference, log_reference, n_atoms, box
+    )
     # Every lower bound of s2 below stays under every upper bound: that is what s1 must ensure.
     at_s1 = (
         torch.stack(
@@ -218,8 +258,12 @@ def _length_interval(
         ).amin(dim=0),
     )
     at_s2 = (
-        torch.stack([c_low, total - s1 - 3 * long, total + 2 * s1 - 3 * long, (3 * short - total + s1) / 2]).amax(dim=0),
-        torch.stack([c_high, total - s1 - 3 * short, total + 2 * s1 - 3 * short, (3 * long - total + s1) / 2]).amin(dim=0),
+        torch.stack([c_low, total - s1 - 3 * long, total + 2 * s1 - 3 * long, (3 * short - total + s1) / 2]).amax(
+            dim=0
+        ),
+        torch.stack([c_high, total - s1 - 3 * short, total + 2 * s1 - 3 * short, (3 * long - total + s1) / 2]).amin(
+            dim=0
+        ),
     )
     options = torch.stack([torch.stack(pair, dim=-1) for pair in (volume, at_s1, at_s2)], dim=1)
     chosen = options[torch.arange(len(coordinate)), coordinate - VOLUME]
@@ -234,7 +278,6 @@ def _volume_interval(
         offset = n_atoms.double().log() - log_reference
         low = torch.maximum(low, math.log(max(box.volume_per_atom[0], 1e-6)) + offset)
         high = torch.minimum(high, math.log(box.volume_per_atom[1]) + offset)
-    low, high = low.clamp(min=VOLUME_RANGE[0]), high.clamp(max=VOLUME_RANGE[1])
     soft_low, soft_high = (math.log(factor) for factor in box.volume_factor)
     too_big, too_small = low > soft_high, high < soft_low
     inside_low = torch.where(too_small, torch.maximum(low, high - YIELD_WIDTH), low.clamp(min=soft_low))
@@ -265,6 +308,8 @@ def log_jacobian(parameters: Tensor, system: Tensor, box: Box) -> Tensor:
     The product of the free lengths over three is the derivative with respect to (v, s1, s2).
     """
     log_lengths = parameters[:, :3].log()
-    free_length = torch.stack([torch.ones_like(system, dtype=torch.bool), IS_FREE[system, RATIO_B], IS_FREE[system, RATIO_C]], 1)
+    free_length = torch.stack(
+        [torch.ones_like(system, dtype=torch.bool), IS_FREE[system, RATIO_B], IS_FREE[system, RATIO_C]], 1
+    )
     widths = (box.ranges()[system] @ torch.tensor([-1.0, 1.0], dtype=torch.float64)).clamp(min=1e-300).log()
     return (log_lengths * free_length).sum(dim=-1) - math.log(3.0) + (widths * IS_FREE[system]).sum(dim=-1)
