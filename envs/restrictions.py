@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 
+import torch
+
 from envs.chemistry import load_elements
 from envs.conventions import CRYSTAL_SYSTEMS, N_SPACE_GROUPS
 from envs.errors import RestrictionError
@@ -120,7 +122,10 @@ def restrict(space: Space, restrictions: Restrictions) -> Space:
             f"restrict.n_elements asks for at least {narrowed.n_elements[0]} elements but only "
             f"{len(narrowed.allowed)} may occur: {', '.join(narrowed.allowed)}"
         )
-    narrowed.box.check(narrowed.n_atoms)
+    groups = torch.tensor(narrowed.space_groups) - 1
+    centring = torch.ones_like(groups) if narrowed.conventional else SYMMETRY.centring[groups]
+    smallest, largest = narrowed.n_atoms[0] * int(centring.min()), narrowed.n_atoms[1] * int(centring.max())
+    narrowed.box.check((smallest, largest), SYMMETRY.lattice_system[groups])
     return narrowed
 
 
@@ -142,8 +147,13 @@ def _restrict_elements(space: Space, restrictions: Restrictions) -> Space:
     allowed = tuple(s for s in space.elements if s not in excluded and (wanted is None or s in wanted))
     if not allowed:
         raise RestrictionError("restrict.elements and restrict.exclude leave no element")
+    for symbol, values in counts.items():
+        if not values or not all(1 <= count <= space.max_count for count in values):
+            raise RestrictionError(
+                f"restrict.counts of {symbol} must be numbers of atoms from 1 to {space.max_count}, got {list(values)}"
+            )
     per_element = restrictions.max_atoms_per_element
-    if per_element is not None and not 1 <= per_element:
+    if per_element is not None and per_element < 1:
         raise RestrictionError(f"restrict.max_atoms_per_element must be at least 1, got {per_element}")
     return replace(
         space,
@@ -162,7 +172,9 @@ def _restrict_groups(space: Space, restrictions: Restrictions) -> tuple[int, ...
             raise RestrictionError(f"restrict.space_groups must be international numbers 1-230, got {wrong}")
         missing = sorted(set(restrictions.space_groups) - groups)
         if missing:
-            raise RestrictionError(f"restrict.space_groups {missing} are not in this environment's {len(groups)} groups")
+            raise RestrictionError(
+                f"restrict.space_groups {missing} are not in this environment's {len(groups)} groups"
+            )
         groups &= set(restrictions.space_groups)
     if restrictions.crystal_systems is not None:
         unknown = [name for name in restrictions.crystal_systems if name not in CRYSTAL_SYSTEMS]
@@ -173,8 +185,8 @@ def _restrict_groups(space: Space, restrictions: Restrictions) -> tuple[int, ...
             )
         systems = {index for name in restrictions.crystal_systems for index in CRYSTAL_SYSTEMS[name]}
         groups = {g for g in groups if int(SYMMETRY.lattice_system[g - 1]) in systems}
-        if not groups:
-            raise RestrictionError("restrict.space_groups and restrict.crystal_systems leave no space group")
+    if not groups:
+        raise RestrictionError("restrict.space_groups and restrict.crystal_systems leave no space group")
     return tuple(sorted(groups))
 
 
@@ -215,9 +227,12 @@ def _symbols(
     if value is None:
         return None
     known = load_elements()
-    unknown = [s for s in value if s not in (known if known_only else space.elements) and s not in UNWANTED]
+    choices = {*known, *UNWANTED} if known_only else space.elements
+    unknown = [s for s in value if s not in choices]
     if unknown:
-        where = "" if unknown[0] in known else " (elements without an electronegativity or oxidation state cannot be used)"
+        where = (
+            "" if unknown[0] in known else " (elements without an electronegativity or oxidation state cannot be used)"
+        )
         raise RestrictionError(
             f"restrict.{name}: {', '.join(map(str, unknown))} not among this environment's "
             f"{len(space.elements)} elements{where}{_hint(str(unknown[0]), space.elements)}"
@@ -228,8 +243,9 @@ def _symbols(
 
 
 def _hint(name: str, known: Sequence[str] | dict[str, tuple[int, ...]]) -> str:
-    close = get_close_matches(name, list(known), n=1)
-    return f", did you mean {close[0]}?" if close else ""
+    written = {choice.lower(): choice for choice in known}
+    close = get_close_matches(name.lower(), list(written), n=1)
+    return f", did you mean {written[close[0]]}?" if close else ""
 
 
 RESTRICTION_NAMES = tuple(f.name for f in fields(Restrictions))
