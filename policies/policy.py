@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _MIN_SCALE, _MAX_SCALE = 1e-3, 2.0  # of the logistic components, in unit coordinates
 _COUNT_WIDTH = 64
+_RESOLUTION = 16  # machine epsilons: intervals of unit coordinates below this width are widened to it
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class CrystalPolicy(nn.Module):
         """Return (n, width) hidden state of each observation; observations may mix stages."""
         kind = torch.where(observation.coordinate >= 0, len(Stage) + observation.coordinate, observation.stage)
         x = (
-            self.dense(observation.dense)
+            self.dense(observation.dense.to(self.dense.weight.dtype))
             + self.stage(kind)
             + self.system(observation.system + 1)
             + self.point(observation.point + 1)
@@ -138,8 +139,12 @@ class CrystalPolicy(nn.Module):
         raw = self.lattice_head(hidden).unflatten(-1, (N_COORDINATES, 3, k))
         raw = raw.gather(1, coordinate[:, None, None, None].expand(-1, 1, 3, k))[:, 0]
         scale = raw[:, 2].exp().clamp(_MIN_SCALE, _MAX_SCALE)
-        interval = interval.to(raw.dtype)
-        return TruncatedLogisticMixture(raw[:, 0], raw[:, 1], scale, interval[:, 0], interval[:, 1])
+        low, high = interval.to(raw.dtype).unbind(dim=-1)
+        # Bounds on lengths can leave less than the network's precision resolves.
+        resolution = _RESOLUTION * torch.finfo(raw.dtype).eps
+        narrow = high - low < resolution
+        low, high = torch.where(narrow, low - resolution, low), torch.where(narrow, high + resolution, high)
+        return TruncatedLogisticMixture(raw[:, 0], raw[:, 1], scale, low, high)
 
     def log_prob(self, records: dict[Stage, StepRecord], n: int) -> Tensor:
         """Return (n,) Σ_t log P_F of walks 0..n-1 from their recorded decisions, with one pass of the trunk."""
@@ -174,7 +179,9 @@ class Exploration:
 class PolicyChooser:
     """Draws actions from a policy, with an explicit generator and optional exploration."""
 
-    def __init__(self, policy: CrystalPolicy, generator: torch.Generator, exploration: Exploration | None = None) -> None:
+    def __init__(
+        self, policy: CrystalPolicy, generator: torch.Generator, exploration: Exploration | None = None
+    ) -> None:
         self.policy = policy
         self.generator = generator
         self.exploration = exploration or Exploration()
