@@ -62,7 +62,7 @@ def build_parts(config: RunConfig, *, restrictions: Restrictions | None = None) 
     if restrictions is not None:
         space = restrict_further(space, config, restrictions)
     env = CrystalEnv(space)
-    prior = load_prior() if config.has_prior else None
+    prior = load_prior(config.chemistry) if config.has_prior else None
     properties = build_properties()
     reward = build_reward(config, properties)
     target = SamplingTarget(

@@ -1,13 +1,15 @@
 """Train the prior: the sampler's policy by exact maximum likelihood on real crystals.
 
 The state graph is a tree, so the log-likelihood of a crystal is the sum of its decisions' log-probabilities; every
-epoch sees each crystal in a random one of its equivalent letter assignments.
+epoch sees each crystal in a random one of its equivalent letter assignments. One network learns two densities, told
+apart by an input: that of all crystals, and that of the ionic ones under the masks of the charge rule.
 """
 
 import hashlib
 import math
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from discover.data import PreparedData, prepare
 from discover.errors import ConfigError
 from envs.crystal import CrystalBatch
 from envs.crystal_env import CrystalEnv
-from envs.equivalence import random_image
+from envs.equivalence import log_n_images, random_image
 from policies.ema import ExponentialMovingAverage
 from policies.marginals import IndependentMarginals
 from policies.policy import CrystalPolicy, PolicyConfig
@@ -36,11 +38,11 @@ _INNER_FOLDS = 20  # one formula in twenty chooses the epoch
 class PriorTraining:
     """How the prior is trained."""
 
-    epochs: int = 40
+    epochs: int = 50
     batch_size: int = 512
     lr: float = 2e-3
     weight_decay: float = 0.02
-    dropout: float = 0.0
+    dropout: float = 0.05
     width: int = 256
     depth: int = 3
     ema_decay: float = 0.998
@@ -50,12 +52,15 @@ class PriorTraining:
 
 @dataclass(frozen=True)
 class PriorFigures:
-    """Likelihood of a set of crystals."""
+    """Likelihood of a set of crystals under one of the two densities."""
 
     nll: float  # nats per crystal, equivalents merged
-    nll_marginals: float  # the same for independent marginals, nan where none were fitted
+    nll_marginals: float | None  # the same for independent marginals, None where none were fitted
     n: int  # crystals in the figures
     representable: float  # share of the stable rows that the space holds
+
+
+CHEMISTRIES = ("any", "ionic")
 
 
 def stable_crystals(data: PreparedData) -> tuple[CrystalBatch, list[str]]:
@@ -71,77 +76,85 @@ def stable_crystals(data: PreparedData) -> tuple[CrystalBatch, list[str]]:
     return data.crystals.select(rows), [str(data.formulas[int(row)]) for row in rows]
 
 
-def train_prior(data_path: Path | str, output: Path, settings: PriorTraining) -> PriorFigures:
+@dataclass(frozen=True)
+class _Corpus:
+    """The crystals that one of the two spaces can hold, split for training and for choosing the epoch."""
+
+    env: CrystalEnv
+    train: CrystalBatch
+    inner: CrystalBatch
+
+
+def train_prior(data_path: Path | str, output: Path, settings: PriorTraining) -> dict[str, float]:
     """Train on a CSV in the field's form and write ``prior.safetensors`` and ``prior.json`` to ``output``.
 
     The weights kept are those of the epoch with the lowest negative log-likelihood on one formula in twenty.
+
+    Returns:
+        That likelihood in nats per crystal, by chemistry.
     """
     crystals, formulas = stable_crystals(prepare(data_path))
-    env = CrystalEnv(prior_space())
-    legal = walk(env, crystals).legal
     is_inner = torch.tensor([_fold(formula) == 0 for formula in formulas])
-    inner = crystals.select((legal & is_inner).nonzero().flatten())
-    outer = crystals.select((legal & ~is_inner).nonzero().flatten())
+    corpora = {}
+    for chemistry in CHEMISTRIES:
+        env = CrystalEnv(prior_space(chemistry))
+        legal = walk(env, crystals).legal
+        corpora[chemistry] = _Corpus(
+            env,
+            crystals.select((legal & ~is_inner).nonzero().flatten()),
+            crystals.select((legal & is_inner).nonzero().flatten()),
+        )
     torch.manual_seed(settings.seed)
-    policy = CrystalPolicy(
-        PolicyConfig.for_env(env, width=settings.width, depth=settings.depth, dropout=settings.dropout)
+    sizes = PolicyConfig.for_env(
+        corpora["any"].env, width=settings.width, depth=settings.depth, dropout=settings.dropout
     )
-    best, epoch = _fit(policy, env, outer, inner, settings)
+    policy = CrystalPolicy(sizes)
+    best, epoch = _fit(policy, corpora, settings)
     about = {
         "data": Path(data_path).name,
-        "n_crystals": len(outer),
+        "n_crystals": {chemistry: len(corpus.train) for chemistry, corpus in corpora.items()},
         "inner_nll": best,
         "best_epoch": epoch,
         "settings": asdict(settings),
         "attribution": "Materials Project, CC BY 4.0, Jain et al. 2013, doi:10.1063/1.4812323",
     }
     save_policy(output / "prior", policy, about)
-    return prior_figures(Prior(policy), inner, float(legal.double().mean()))
-
-
-def prior_figures(
-    prior: Prior, crystals: CrystalBatch, representable: float, train: CrystalBatch | None = None
-) -> PriorFigures:
-    """Return the likelihood of representable ``crystals``; with ``train``, that of independent marginals too."""
-    log_prob = prior.log_prob(crystals)
-    marginals = math.nan
-    if train is not None:
-        fitted = IndependentMarginals.fit(walk(prior.env, train).records)
-        walks = walk(prior.env, crystals)
-        images = log_prob - prior.policy.log_prob(walks.records, walks.n).detach()
-        marginals = -float((fitted.log_prob(walks.records, walks.n) + images).mean())
-    return PriorFigures(-float(log_prob.mean()), marginals, len(crystals), representable)
+    return best
 
 
 def evaluate_prior(data_path: Path | str, prior: Prior, train_path: Path | str | None = None) -> PriorFigures:
     """Return the likelihood of the stable crystals of a CSV; with the training CSV, the baseline's beside it."""
     crystals, _ = stable_crystals(prepare(data_path))
     legal = walk(prior.env, crystals).legal
-    train = None
+    crystals = crystals.select(legal.nonzero().flatten())
+    log_prob = prior.log_prob(crystals)
+    marginals = None
     if train_path is not None:
         train, _ = stable_crystals(prepare(train_path))
-        train = train.select(walk(prior.env, train).legal.nonzero().flatten())
-    return prior_figures(prior, crystals.select(legal.nonzero().flatten()), float(legal.double().mean()), train)
+        fitted = IndependentMarginals.fit(walk(prior.env, train.select(walk(prior.env, train).legal.nonzero().flatten())).records)
+        walks = walk(prior.env, crystals)
+        merged = fitted.log_prob(walks.records, walks.n) + log_n_images(crystals, prior.space.box)
+        marginals = -float(merged.mean())
+    return PriorFigures(-float(log_prob.mean()), marginals, len(crystals), float(legal.double().mean()))
 
 
 def _fit(
-    policy: CrystalPolicy, env: CrystalEnv, train: CrystalBatch, inner: CrystalBatch, settings: PriorTraining
-) -> tuple[float, int]:
+    policy: CrystalPolicy, corpora: dict[str, _Corpus], settings: PriorTraining
+) -> tuple[dict[str, float], int]:
     """Train ``policy`` in place, leave the best averaged weights in it, and return their inner NLL and epoch."""
     generator = torch.Generator().manual_seed(settings.seed)
     optimiser = torch.optim.AdamW(policy.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     average = ExponentialMovingAverage(policy, settings.ema_decay)
-    records, n_inner = merge([walk(env, inner)])
-    batches = max(1, len(train) // settings.batch_size)
-    n_steps, step, started = settings.epochs * batches, 0, time.monotonic()
-    best, best_epoch, kept = math.inf, 0, {name: value.clone() for name, value in policy.state_dict().items()}
+    inner = {chemistry: merge([walk(corpus.env, corpus.inner)]) for chemistry, corpus in corpora.items()}
+    n_steps = settings.epochs * sum(1 for _ in _batches(corpora, settings.batch_size, generator))
+    step, started, best_epoch = 0, time.monotonic(), 0
+    best, kept = {chemistry: math.inf for chemistry in corpora}, average.state_dict()
     for epoch in range(settings.epochs):
-        order = torch.randperm(len(train), generator=generator)
         policy.train()
-        bar = tqdm(range(batches), desc=f"epoch {epoch + 1}/{settings.epochs}", disable=None, file=sys.stderr)
-        for index in bar:
-            rows = order[index * settings.batch_size : (index + 1) * settings.batch_size]
-            walks = walk(env, random_image(train.select(rows), env.space.box, generator))
+        batches = list(_batches(corpora, settings.batch_size, generator))
+        for corpus, rows in tqdm(batches, desc=f"epoch {epoch + 1}/{settings.epochs}", disable=None, file=sys.stderr):
+            seen = random_image(corpus.train.select(rows), corpus.env.space.box, generator)
+            walks = walk(corpus.env, seen)
             loss = -policy.log_prob(walks.records, walks.n)[walks.legal].mean()
             for group in optimiser.param_groups:
                 group["lr"] = settings.lr * _schedule(step, n_steps)
@@ -153,15 +166,28 @@ def _fit(
             step += 1
         policy.eval()
         with torch.no_grad(), average.swapped_in():
-            nll = -float(policy.log_prob(records, n_inner).mean())
-            if nll < best:
-                best, best_epoch = nll, epoch + 1
-                kept = {name: value.clone() for name, value in policy.state_dict().items()}
-        print(f"epoch {epoch + 1}: inner negative log-likelihood {nll:.3f} nats (best {best:.3f})", flush=True)
+            nll = {name: -float(policy.log_prob(*walks).mean()) for name, walks in inner.items()}
+        print(f"epoch {epoch + 1}: inner negative log-likelihood {nll} nats", flush=True)
+        if sum(nll.values()) < sum(best.values()):
+            best, best_epoch, kept = nll, epoch + 1, average.state_dict()
         if settings.minutes is not None and time.monotonic() - started > 60 * settings.minutes:
             break
+    kept.pop("n_updates")
     policy.load_state_dict(kept)
     return best, best_epoch
+
+
+def _batches(
+    corpora: dict[str, _Corpus], size: int, generator: torch.Generator
+) -> Iterator[tuple[_Corpus, torch.Tensor]]:
+    """Yield the batches of an epoch, those of both spaces in random order."""
+    batches = [
+        (corpus, rows)
+        for corpus in corpora.values()
+        for rows in torch.randperm(len(corpus.train), generator=generator).split(size)
+    ]
+    for index in torch.randperm(len(batches), generator=generator).tolist():
+        yield batches[index]
 
 
 def _schedule(step: int, n_steps: int) -> float:

@@ -53,9 +53,13 @@ def load_policy(stem: Path) -> CrystalPolicy:
     return policy
 
 
-def prior_space() -> Space:
-    """Return the space of the prior: the default one without a charge rule, so that every real crystal counts."""
-    return replace(mp20_space(), chemistry="any")
+def prior_space(chemistry: str) -> Space:
+    """Return the space of the prior: the default one, with or without a charge rule.
+
+    One network serves both. Without a charge rule every real crystal counts; under it the network has
+    learned from the ionic ones alone, which is better than masking what it knows of intermetallics.
+    """
+    return replace(mp20_space(), chemistry=chemistry)
 
 
 class Prior:
@@ -63,11 +67,12 @@ class Prior:
 
     Args:
         policy: Trained in ``prior_space``.
+        chemistry: ``"ionic"`` or ``"any"``, which of the two densities is meant.
     """
 
-    def __init__(self, policy: CrystalPolicy) -> None:
+    def __init__(self, policy: CrystalPolicy, chemistry: str) -> None:
         self.policy = policy.eval().requires_grad_(requires_grad=False)
-        self.space = prior_space()
+        self.space = prior_space(chemistry)
         self.env = CrystalEnv(self.space)
 
     def log_prob(self, crystals: CrystalBatch) -> Tensor:
@@ -87,6 +92,6 @@ class Prior:
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
-def load_prior() -> Prior:
-    """Return the prior that ships with the package."""
-    return Prior(load_policy(SHIPPED))
+def load_prior(chemistry: str) -> Prior:
+    """Return the prior that ships with the package, over ``"ionic"`` or over ``"any"`` crystals."""
+    return Prior(load_policy(SHIPPED), chemistry)

@@ -1,0 +1,57 @@
+"""``python -m discover.evaluate task=...``: published metrics with their protocol, as a table and one line of JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from discover.config import EvaluateConfig
+from discover.errors import main_guard
+from discover.evaluate_proxy import evaluate_proxy
+from discover.evaluate_sampler import evaluate_sampler
+from discover.options import help_text, parse_args
+from discover.train_prior import CHEMISTRIES, evaluate_prior
+from policies.pretrained import SHIPPED, Prior, load_policy
+from proxies import PropertyEnsemble, load_pretrained
+
+USAGE = "python -m discover.evaluate task=proxy data=FILE.csv.gz | task=prior data=FILE.csv.gz | task=sampler run=DIR"
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Return the figures that a configuration asks for."""
+    if config.task == "sampler":
+        return evaluate_sampler(config)
+    if config.task == "prior":
+        policy = load_policy(SHIPPED if config.weights is None else Path(config.weights) / "prior")
+        return {
+            chemistry: asdict(evaluate_prior(config.data or "", Prior(policy, chemistry), config.train_data))
+            for chemistry in CHEMISTRIES
+        }
+    ensemble = load_pretrained() if config.weights is None else PropertyEnsemble.load(Path(config.weights))
+    return dict(evaluate_proxy(config.data or "", ensemble, train_path=config.train_data))
+
+
+def print_table(figures: Mapping[str, Any], indent: str = "") -> None:
+    """Print nested figures, one a line."""
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            print(f"{indent}{name}")
+            print_table(value, indent + "  ")
+        else:
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            print(f"{indent}{name:<40} {shown}")
+
+
+def main(words: Sequence[str]) -> None:
+    """Run the command line."""
+    if any(word in ("-h", "--help", "help") for word in words):
+        print(help_text(EvaluateConfig, USAGE))
+        return
+    figures = evaluate(parse_args(EvaluateConfig, words))
+    print_table(figures)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main_guard(main)

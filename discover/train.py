@@ -1,0 +1,44 @@
+"""``python -m discover.train what=prior|proxy data=FILE.csv output=DIR``: retrain what ships from your own data."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from discover.config import TrainConfig
+from discover.errors import ConfigError, main_guard
+from discover.options import help_text, parse_args
+from discover.train_prior import PriorTraining, train_prior
+from discover.train_proxy import ProxyTraining, train_proxy
+
+USAGE = "python -m discover.train what=prior|proxy data=FILE.csv output=DIR"
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train what the configuration names, write the weights, and return the figures that were used for choices."""
+    output = Path(config.output)
+    given = {name: getattr(config, name) for name in ("epochs", "batch_size", "lr", "seed")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if config.what == "prior":
+        return dict(train_prior(config.data, output, PriorTraining(**given, minutes=config.minutes)))
+    if config.minutes is not None:
+        raise ConfigError("minutes applies to what=prior; stop a proxy training at any time and call it again to continue")
+    if "lr" in given:
+        given["learning_rate"] = given.pop("lr")
+    train_proxy(config.data, output, settings=ProxyTraining(**given))
+    return dict(json.loads((output / "ensemble.json").read_text())["held_out"])
+
+
+def main(words: Sequence[str]) -> None:
+    """Run the command line."""
+    if any(word in ("-h", "--help", "help") for word in words):
+        print(help_text(TrainConfig, USAGE))
+        return
+    config = parse_args(TrainConfig, words)
+    figures = train(config)
+    print(f"weights in {config.output}")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main_guard(main)
