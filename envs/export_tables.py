@@ -45,7 +45,7 @@ def axis_permutation(coset_representative: str) -> tuple[int, int, int]:
 
 
 def group_alternatives(group: Group, n_letters: int, *, orthorhombic: bool) -> list[tuple[int, ...]]:
-    """Return the distinct (letter map, axis map) rows of the Euclidean normaliser, identity first.
+    """Return the distinct (letter becomes, new axis was) rows of the Euclidean normaliser, identity first.
 
     Axes count in orthorhombic groups only; elsewhere the listed operations leave the six
     conventional lattice parameters as they are.
@@ -53,7 +53,9 @@ def group_alternatives(group: Group, n_letters: int, *, orthorhombic: bool) -> l
     found = group.get_alternatives()
     rows: dict[tuple[int, ...], None] = {}
     for operation, letters in zip(found["Coset Representative"], found["Transformed WP"], strict=True):
-        letter_map = tuple(LETTERS.index(letter) for letter in letters.split())
+        # PyXtal lists, for each letter of the transformed crystal, the letter that it came from.
+        came_from = [LETTERS.index(letter) for letter in letters.split()]
+        letter_map = tuple(came_from.index(i) for i in range(n_letters))
         axes = axis_permutation(operation) if orthorhombic else (0, 1, 2)
         rows[(*letter_map, *range(n_letters, MAX_LETTERS), *axes)] = None
     return list(rows)
