@@ -123,5 +123,3 @@ def seeded(seed: int, purpose: str) -> torch.Generator:
     """Return a generator of its own for each purpose, so that no draw depends on how many came before elsewhere."""
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-
-

@@ -79,7 +79,12 @@ class _Progress:
         self.saved = time.monotonic()
         self.every = max(1, config.train.n_steps // 200)
         self.bar = tqdm(
-            total=config.train.n_steps, initial=trainer.step, desc="training", unit="step", disable=None, file=sys.stderr
+            total=config.train.n_steps,
+            initial=trainer.step,
+            desc="training",
+            unit="step",
+            disable=None,
+            file=sys.stderr,
         )
 
     def __call__(self, step: StepReport) -> None:
@@ -189,7 +194,9 @@ def main(words: Sequence[str]) -> None:
         folder = create_run_folder(config, name=config.reward, output=config.output, argv=list(words))
     folder.structures  # noqa: B018 - fails now, not after training, where the folder cannot be written
     discover_crystals(config, folder)
-    print(f"{folder / report.SUMMARY}: {sum(1 for _ in folder.structures.glob('*.cif'))} CIF files in {folder.structures}")
+    print(
+        f"{folder / report.SUMMARY}: {sum(1 for _ in folder.structures.glob('*.cif'))} CIF files in {folder.structures}"
+    )
 
 
 def print_plan(config: RunConfig) -> None:

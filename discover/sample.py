@@ -99,7 +99,9 @@ def load_run(run: str, config: SampleConfig) -> tuple[RunFolder, RunConfig, Part
     return folder, run_config, parts
 
 
-def corrected_sample(config: SampleConfig, run_config: RunConfig, parts: Parts) -> tuple[WeightedSample, dict[str, float]]:
+def corrected_sample(
+    config: SampleConfig, run_config: RunConfig, parts: Parts
+) -> tuple[WeightedSample, dict[str, float]]:
     """Return ``n`` crystals with the correction asked for, and its figures."""
     generator = seeded(config.seed, "sample")
     if config.correct == "finetune":

@@ -131,16 +131,16 @@ def evaluate_prior(data_path: Path | str, prior: Prior, train_path: Path | str |
     marginals = None
     if train_path is not None:
         train, _ = stable_crystals(prepare(train_path))
-        fitted = IndependentMarginals.fit(walk(prior.env, train.select(walk(prior.env, train).legal.nonzero().flatten())).records)
+        fitted = IndependentMarginals.fit(
+            walk(prior.env, train.select(walk(prior.env, train).legal.nonzero().flatten())).records
+        )
         walks = walk(prior.env, crystals)
         merged = fitted.log_prob(walks.records, walks.n) + log_n_images(crystals, prior.space.box)
         marginals = -float(merged.mean())
     return PriorFigures(-float(log_prob.mean()), marginals, len(crystals), float(legal.double().mean()))
 
 
-def _fit(
-    policy: CrystalPolicy, corpora: dict[str, _Corpus], settings: PriorTraining
-) -> tuple[dict[str, float], int]:
+def _fit(policy: CrystalPolicy, corpora: dict[str, _Corpus], settings: PriorTraining) -> tuple[dict[str, float], int]:
     """Train ``policy`` in place, leave the best averaged weights in it, and return their inner NLL and epoch."""
     generator = torch.Generator().manual_seed(settings.seed)
     optimiser = torch.optim.AdamW(policy.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
@@ -148,7 +148,7 @@ def _fit(
     inner = {chemistry: merge([walk(corpus.env, corpus.inner)]) for chemistry, corpus in corpora.items()}
     n_steps = settings.epochs * sum(1 for _ in _batches(corpora, settings.batch_size, generator))
     step, started, best_epoch = 0, time.monotonic(), 0
-    best, kept = {chemistry: math.inf for chemistry in corpora}, average.state_dict()
+    best, kept = dict.fromkeys(corpora, math.inf), average.state_dict()
     for epoch in range(settings.epochs):
         policy.train()
         batches = list(_batches(corpora, settings.batch_size, generator))

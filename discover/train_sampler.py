@@ -75,7 +75,10 @@ class Trainer:
         self.data_terms = target.terms(data) if data is not None else None
         self.generator = torch.Generator().manual_seed(seed)
         self.log_Z = nn.Parameter(torch.zeros((), dtype=torch.float64))
-        groups = [{"params": list(policy.parameters()), "lr": config.lr}, {"params": [self.log_Z], "lr": config.lr_log_Z}]
+        groups = [
+            {"params": list(policy.parameters()), "lr": config.lr},
+            {"params": [self.log_Z], "lr": config.lr_log_Z},
+        ]
         self.optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
         self.base_lr = [config.lr, config.lr_log_Z]
         self.ema = ExponentialMovingAverage(policy, decay=_EMA_DECAY)
@@ -212,7 +215,9 @@ class Trainer:
 
 def composition_keys(crystals: CrystalBatch) -> Tensor:
     """Return (n,) int64 hash of space group, elements, letters and counts, the same for any order of orbits."""
-    code = ((crystals.elements * 32 + crystals.letters + 1) * 128 + crystals.counts) * 256 + crystals.space_group[:, None]
+    code = ((crystals.elements * 32 + crystals.letters + 1) * 128 + crystals.counts) * 256 + crystals.space_group[
+        :, None
+    ]
     mixed = code * 0x9E3779B97F4A7C1 + 0x2545F4914F6CDD1D
     mixed = (mixed ^ (mixed >> 29)) * 0x3F58476D1CE4E5B9
     mixed ^= mixed >> 32

@@ -50,9 +50,7 @@ def check_crystals(crystals: CrystalBatch, *, ionic: bool, mixed_valence: bool =
 
 def _is_ionic(formula: str, mixed_valence: bool) -> bool:
     composition = Composition(formula)
-    return len(composition) > 1 and bool(
-        smact_validity(composition, include_alloys=False, mixed_valence=mixed_valence)
-    )
+    return len(composition) > 1 and bool(smact_validity(composition, include_alloys=False, mixed_valence=mixed_valence))
 
 
 @cache

@@ -77,7 +77,9 @@ class ChargeRule:
     capacity: int
 
 
-def charge_rule(elements: list[Element], max_count: int, max_atoms: int, chemistry: str, *, mixed_valence: bool) -> ChargeRule:
+def charge_rule(
+    elements: list[Element], max_count: int, max_atoms: int, chemistry: str, *, mixed_valence: bool
+) -> ChargeRule:
     """Tabulate the charges that a composition can take.
 
     Args:

@@ -13,7 +13,6 @@ from pymatgen.core import Element
 from scipy.optimize import nnls
 from smact import metals
 
-
 from envs.conventions import TABLES
 
 N_ELEMENTS = 118
@@ -49,7 +48,9 @@ def fit_elemental_volumes(composition: np.ndarray, volume_per_atom: np.ndarray) 
     return volumes
 
 
-def write_elemental_volumes(composition: np.ndarray, volume_per_atom: np.ndarray, path: Path | None = None) -> dict[str, float]:
+def write_elemental_volumes(
+    composition: np.ndarray, volume_per_atom: np.ndarray, path: Path | None = None
+) -> dict[str, float]:
     """Fit both sets, write them, and return the spread (standard deviation) of log(volume / reference) of each."""
     metal = is_all_metal(composition)
     sets: dict[str, list[float] | list[int]] = {"metals": sorted(Element(symbol).Z for symbol in metals)}

@@ -15,7 +15,30 @@ from envs.symmetry import SYMMETRY
 #: What no laboratory wants by accident: technetium, promethium, polonium to protactinium, neptunium onward.
 UNWANTED = ("Tc", "Pm", "Po", "At", "Rn", "Fr", "Ra", "Ac", "Th", "Pa", "Np", "Pu", "Am", "Cm", "Bk", "Cf", "Es", "Fm")
 
-_CRYSTAL_GFN_ELEMENTS = "H Li B C N O F Na Mg Al Si P S Cl K V Mn Fe Co Ni Cu Se".split()
+_CRYSTAL_GFN_ELEMENTS = [
+    "H",
+    "Li",
+    "B",
+    "C",
+    "N",
+    "O",
+    "F",
+    "Na",
+    "Mg",
+    "Al",
+    "Si",
+    "P",
+    "S",
+    "Cl",
+    "K",
+    "V",
+    "Mn",
+    "Fe",
+    "Co",
+    "Ni",
+    "Cu",
+    "Se",
+]
 _CRYSTAL_GFN_GROUPS = (
     *range(1, 17),
     *(18, 19, 20, 21, 25, 26, 29, 30, 31, 33, 36, 38, 40, 41, 43, 44, 46, 47, 51, 52, 53),

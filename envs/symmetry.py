@@ -13,6 +13,7 @@ from torch import Tensor
 
 from envs.conventions import MAX_LETTERS, N_SPACE_GROUPS, TABLES
 
+
 @dataclass(frozen=True)
 class Symmetry:
     """Tables over g = space_group - 1 and letter index i (0 = "a"), padded to 27 letters."""

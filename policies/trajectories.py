@@ -89,7 +89,11 @@ def merge(batches: Sequence[Trajectories]) -> tuple[dict[Stage, StepRecord], int
         offsets.append(offsets[-1] + batch.n)
     merged = {}
     for stage in Stage:
-        found = [(batch.records[stage], offset) for batch, offset in zip(batches, offsets, strict=False) if stage in batch.records]
+        found = [
+            (batch.records[stage], offset)
+            for batch, offset in zip(batches, offsets, strict=False)
+            if stage in batch.records
+        ]
         if found:
             merged[stage] = concatenate([record for record, _ in found], [offset for _, offset in found])
     return merged, offsets[-1]
