@@ -18,6 +18,7 @@ from discover.reward import METASTABLE, log_probability_below, non_metal_moments
 from discover.run_folder import RunFolder
 from envs.crystal import CrystalBatch
 from envs.symmetry import SYMMETRY
+from proxies.band_gap import median_gap
 from proxies.base import Prediction
 
 CSV = "candidates.csv"
@@ -74,8 +75,8 @@ MEANING: dict[Column, str] = {
     Column.DENSITY: "g/cm^3, exact for this cell",
     Column.FORMATION_ENERGY: "eV/atom, predicted on the Materials Project's corrected PBE scale",
     Column.FORMATION_ENERGY_STD: "eV/atom, standard deviation of that prediction",
-    Column.BAND_GAP: "eV, predicted on the PBE scale",
-    Column.BAND_GAP_STD: "eV",
+    Column.BAND_GAP: "eV, predicted on the PBE scale: the median, 0 where a metal is more likely than not",
+    Column.BAND_GAP_STD: "eV, standard deviation of that prediction, the chance of a metal included",
     Column.E_ABOVE_HULL: "eV/atom above the Materials Project's convex hull, predicted",
     Column.E_ABOVE_HULL_STD: "eV/atom",
     Column.LOG_REWARD: "natural log of the reward",
@@ -190,7 +191,7 @@ def _property_columns(predictions: Mapping[str, Prediction]) -> dict[Column, obj
         Column.DENSITY: predictions["density"].mean.numpy(),
         Column.FORMATION_ENERGY: energy.mean.numpy(),
         Column.FORMATION_ENERGY_STD: energy.std.numpy(),
-        Column.BAND_GAP: gap.mean.numpy(),
+        Column.BAND_GAP: (gap.mean if gap.p_metal is None else median_gap(gap)).numpy(),
         Column.BAND_GAP_STD: gap.std.numpy(),
         Column.E_ABOVE_HULL: above.mean.numpy(),
         Column.E_ABOVE_HULL_STD: above.std.numpy(),

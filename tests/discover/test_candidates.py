@@ -9,6 +9,7 @@ from discover.config import RunConfig
 from discover.gap_scale import INTERCEPT, SLOPE
 from discover.run_folder import create_run_folder
 from envs.crystal import CrystalBatch
+from proxies.base import Prediction
 from tests.discover.crystals import crystal_batch, predictions
 
 NAMES = ["TiO2", "NaCl", "GaAs", "NaCl shifted", "Al2O3"]
@@ -100,6 +101,13 @@ def test_a_row_describes_its_crystal() -> None:
     assert row["p_metastable"] == pytest.approx(0.8413, abs=1e-3)  # 0.1 eV/atom is one standard deviation away
     assert row["band_gap_experiment"] == pytest.approx(SLOPE * 1.0 / 0.99 + INTERCEPT)
     assert not row["novel"]
+
+
+def test_the_gap_of_a_likely_metal_is_zero_on_both_scales() -> None:
+    gap = Prediction(torch.tensor([0.4]).double(), torch.tensor([0.6]).double(), torch.tensor([0.7]).double())
+    crystals = crystal_batch(["NaCl"])
+    frame, _ = candidate_table(crystals, predictions(1) | {"band_gap": gap}, torch.zeros(1), torch.zeros(1))
+    assert frame[["band_gap", "band_gap_experiment"]].to_numpy().tolist() == [[0.0, 0.0]]
 
 
 def test_what_has_no_oxidation_states_has_an_empty_score() -> None:
