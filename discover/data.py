@@ -287,15 +287,11 @@ def load_prepared(path: Path) -> PreparedData:
         DataError: If the file is truncated or was not written by `save_prepared`.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-        crystals = CrystalBatch(
-            *(
-                torch.from_numpy(arrays[name].astype(np.int64))
-                for name in ("space_group", "elements", "letters", "counts")
-            ),
-            torch.from_numpy(arrays["lattice_parameters"]),
-        )
+        names = ("space_group", "elements", "letters", "counts")
+        integers = {name: torch.from_numpy(arrays[name].astype(np.int64)) for name in names}
+        crystals = CrystalBatch(**integers, lattice_parameters=torch.from_numpy(arrays["lattice_parameters"]))
         return PreparedData(
             crystals=crystals,
             positions=torch.from_numpy(arrays["positions"]),
@@ -366,7 +362,7 @@ def _text_column(table: pd.DataFrame, name: str) -> NDArray[np.str_]:
     """Return a column as text, "" where missing."""
     if name not in table.columns:
         return np.full(len(table), "", dtype=np.str_)
-    return table[name].fillna("").to_numpy(dtype=np.str_)
+    return np.asarray(table[name].fillna(""), dtype=np.str_)
 
 
 def _analyse(
@@ -455,7 +451,7 @@ def matrix_from_parameters(parameters: NDArray[np.float64]) -> NDArray[np.float6
     return np.array([[a, 0.0, 0.0], [b * cos_gamma, b * sin_gamma, 0.0], [c * cos_beta, c * c_y, c * height]])
 
 
-def _symmetry_dataset(cell: tuple[Any, Any, Any], symprec: float) -> Any | None:  # noqa: ANN401 - spglib is untyped
+def _symmetry_dataset(cell: tuple[Any, Any, Any], symprec: float) -> Any | None:
     """Return spglib's dataset in PyXtal's setting, or None if spglib finds no symmetry."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -471,7 +467,7 @@ def _symmetry_dataset(cell: tuple[Any, Any, Any], symprec: float) -> Any | None:
     return dataset
 
 
-def _orbits_from_dataset(dataset: Any, atomic_numbers: NDArray[np.int64]) -> Orbits:  # noqa: ANN401 - spglib is untyped
+def _orbits_from_dataset(dataset: Any, atomic_numbers: NDArray[np.int64]) -> Orbits:
     """Return the orbits of the standardised conventional cell.
 
     Raises:

@@ -32,8 +32,8 @@ def evaluate_proxy(
 ) -> Figures:
     """Return errors, calibration and scoring rate on a CSV.
 
-    Coverage and rank correlation of the band gap are those of non-metals, given that there is a gap. Its `mae` is that of
-    the predicted median, `mae_of_mean` that of the mean.
+    Coverage and rank correlation of the band gap are those of non-metals, given that there is a gap. Its `mae` is that
+    of the predicted median, `mae_of_mean` that of the mean.
 
     Args:
         data_path: CSV in the field's form.
@@ -111,7 +111,9 @@ def gap_figures(prediction: Prediction, label: Tensor) -> dict[str, float | int]
         mean = prediction.mean / p_gap
         std = ((prediction.std**2 + prediction.mean**2) / p_gap - mean**2).sqrt()
         given = energy_figures(Prediction(mean[gapped], std[gapped]), label[gapped])
-        figures.update({f"{name}": given[name] for name in ("coverage_1sigma", "coverage_2sigma", "spearman_error_sigma")})
+        figures.update(
+            {f"{name}": given[name] for name in ("coverage_1sigma", "coverage_2sigma", "spearman_error_sigma")}
+        )
         figures["mae_of_non_metals"] = given["mae"]
         figures["metal_roc_auc"] = roc_auc(prediction.p_metal, ~gapped)
         figures["metal_log_loss"] = float(

@@ -1,14 +1,16 @@
 """Fit how stiff crystals are against a change of volume, with CHGNet, for the proxies' off-equilibrium labels.
 
 Labelled crystals are relaxed, so a network trained on them alone would not know that a wrong volume costs energy.
-CHGNet's energy of uniformly scaled cells gives each of a few hundred crystals a curve E(V); the two parameters of the
+CHGNet's energies of uniformly scaled cells give a few hundred crystals a curve E(V) each; the two parameters of the
 universal equation of state are then regressed on composition (`proxies.equation_of_state`).
-Run `python -m discover.fit_equation_of_state data=CSV`; the result ships as `proxies/pretrained/equation_of_state.json`.
+Run `python -m discover.fit_equation_of_state CSV OUTPUT.json`; what ships is
+`proxies/pretrained/equation_of_state.json`.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +18,13 @@ from numpy.typing import NDArray
 from pymatgen.core import Element, Lattice, Structure
 from tqdm import tqdm
 
-from discover.data import PreparedData, prepare, read_cif, read_table
+from discover.data import DataError, PreparedData, prepare, read_cif, read_table
+from discover.errors import main_guard
 from proxies.equation_of_state import EquationOfState, fit_curve
 
 VOLUME_RATIOS = (0.75, 0.85, 0.93, 1.0, 1.07, 1.18, 1.35, 1.6)
 MAX_E_ABOVE_HULL = 0.1  # eV/atom
 MAX_ATOMS = 12
-_BATCH = 64
 
 
 def choose_rows(data: PreparedData, n: int, seed: int) -> NDArray[np.int64]:
@@ -53,7 +55,7 @@ def chgnet_curves(cifs: list[str], *, progress: bool = True) -> NDArray[np.float
         for cif in tqdm(cifs, desc="equation of state", unit=" crystals", disable=not progress):
             structures = list(scaled_structures(cif))
             try:
-                results = model.predict_structure(structures, task="e", batch_size=len(structures))
+                results: Any = model.predict_structure(structures, task="e", batch_size=len(structures))
             except (ValueError, RuntimeError, AssertionError):
                 energies.append([np.nan] * len(structures))
                 continue
@@ -71,3 +73,16 @@ def fit(data_path: Path, output: Path, *, n: int = 800, seed: int = 0) -> Equati
     model = EquationOfState.fit(data.crystals.select(torch.from_numpy(rows)), parameters)
     model.save(output)
     return model
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Fit on a CSV and write the JSON file that is named second."""
+    if len(arguments) != 2:
+        raise DataError("usage: python -m discover.fit_equation_of_state CSV OUTPUT.json")
+    model = fit(Path(arguments[0]), Path(arguments[1]))
+    stiffness, width = model.residual
+    print(f"{model.n_curves} curves; residual of log stiffness {stiffness:.3f}, of log width {width:.3f}")
+
+
+if __name__ == "__main__":
+    main_guard(main)

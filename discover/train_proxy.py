@@ -10,13 +10,12 @@ import math
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import nnls
 from torch import Tensor
 from torch.nn import functional
@@ -32,6 +31,7 @@ from proxies.ensemble import Calibration, PropertyEnsemble, occupied_width, take
 from proxies.equation_of_state import EquationOfState
 from proxies.features import Features, featurise
 from proxies.networks import NetworkConfig, OrbitNetwork
+from proxies.sklearn_ensemble import TreeEnsemble
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ _MIN_ROWS = 200
 _SECONDS_BETWEEN_CHECKPOINTS = 45.0
 _NORMAL_EXCESS = 0.45  # |log(volume / reference)| beyond which a cell is not taken for relaxed
 _NORMAL_VOLUME = 60.0  # Å³/atom; larger cells in the Materials Project are expanded ones
+_LABEL_ORDER = ("formation_energy_per_atom", "e_above_hull", "band_gap")  # columns of TrainingData.labels
 _ERROR_WEIGHT = {"formation_energy_per_atom": 1.0, "e_above_hull": 0.5, "band_gap": 0.35}
 _SCALE_WEIGHT, _METAL_WEIGHT = 0.1, 0.2
 
@@ -48,7 +49,7 @@ _SCALE_WEIGHT, _METAL_WEIGHT = 0.1, 0.2
 class ProxyTraining:
     """Settings of one training; the defaults are those of the shipped ensemble."""
 
-    n_members: int = 4
+    n_members: int = 3
     epochs: int = 60
     batch_size: int = 256
     learning_rate: float = 2e-3
@@ -118,6 +119,30 @@ def train_proxy(
     return assemble(data, settings, output)
 
 
+def train_trees(
+    data_path: Path | str,
+    output: Path | str,
+    *,
+    n_trees: int = 100,
+    held_out: float = 0.04,
+    seed: int = 0,
+    n_workers: int = 2,
+    progress: bool = True,
+) -> TreeEnsemble:
+    """Train the scikit-learn alternative on the rows that the networks train on, and save it.
+
+    Raises:
+        DataError: If the CSV cannot be used.
+        ProxyError: If it holds too few labels.
+    """
+    data = split(prepare(data_path, n_workers=n_workers, progress=progress), ProxyTraining(held_out=held_out))
+    labels = dict(zip(_LABEL_ORDER, data.labels[data.train_rows].double().T, strict=True))
+    crystals = data.crystals.select(data.train_rows)
+    trees = TreeEnsemble.fit(crystals, labels, data.log_volumes, n_trees=n_trees, seed=seed, n_jobs=n_workers)
+    trees.save(Path(output))
+    return trees
+
+
 def split(data: PreparedData, settings: ProxyTraining) -> TrainingData:
     """Return labelled crystals with a held-out part that shares no formula with the rest.
 
@@ -126,7 +151,7 @@ def split(data: PreparedData, settings: ProxyTraining) -> TrainingData:
     Raises:
         ProxyError: If there are too few labelled rows.
     """
-    labels = torch.stack([data.labels[name] for name in ("formation_energy_per_atom", "e_above_hull", "band_gap")], 1)
+    labels = torch.stack([data.labels[name] for name in _LABEL_ORDER], 1)
     labelled = ~labels.isnan().all(dim=1)
     system = np.array([_share("s" + name) for name in data.crystals.chemical_systems()])
     formula = np.array([_share("f" + name) for name in data.formulas])
@@ -176,36 +201,30 @@ def train_member(
         return _load_network(finished, data, settings)
     seed = 1000 * settings.seed + k
     torch.manual_seed(seed)  # initial weights
-    generator = torch.Generator().manual_seed(seed)
     network = new_network(data, settings)
     average = {name: value.clone() for name, value in network.state_dict().items()}
-    optimiser = _optimiser(network, settings)
+    state = _MemberState(network, average, _optimiser(network, settings), torch.Generator().manual_seed(seed))
+    checkpoint = folder / f"member_{k}.checkpoint.pt"
+    state.resume(checkpoint)
     equation = EquationOfState.load(PRETRAINED / "equation_of_state.json")
     steps_per_epoch = max(1, len(data.train_rows) // settings.batch_size)
     n_steps = settings.epochs * steps_per_epoch
-    checkpoint = folder / f"member_{k}.checkpoint.pt"
-    step = _resume(checkpoint, network, average, optimiser, generator)
     saved = time.monotonic()
-    for rows in tqdm(
-        _batches(data.train_rows, steps_per_epoch, settings.batch_size, generator, n_steps - step),
-        desc=f"proxy member {k}",
-        unit=" steps",
-        total=n_steps,
-        initial=step,
-        disable=not progress,
-    ):
-        _set_rate(optimiser, settings.learning_rate, step, n_steps)
-        crystals, labels = augmented(data, rows, settings.augment, equation, generator)
+    batches = _batches(data.train_rows, steps_per_epoch, settings.batch_size, seed, range(state.step, n_steps))
+    bar = {"desc": f"proxy member {k}", "unit": " steps", "total": n_steps, "initial": state.step}
+    for rows in tqdm(batches, disable=not progress, **bar):
+        _set_rate(state.optimiser, settings.learning_rate, state.step, n_steps)
+        crystals, labels = augmented(data, rows, settings.augment, equation, state.generator)
         features = featurise(crystals, network.properties, network.log_volumes)
         loss = training_loss(run_buckets(network, features), labels, settings.stable_weight)
-        optimiser.zero_grad()
+        state.optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        _update_average(average, network, min(settings.ema_decay, step / (step + 100.0)))
+        state.optimiser.step()
+        state.step += 1
+        _update_average(average, network, min(settings.ema_decay, state.step / (state.step + 100.0)))
         if time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
-            _save_checkpoint(checkpoint, network, average, optimiser, generator, step)
+            state.save(checkpoint)
             saved = time.monotonic()
     _save_atomically({"network": average, "settings": json.dumps(asdict(settings))}, finished)
     checkpoint.unlink(missing_ok=True)
@@ -227,7 +246,7 @@ def augmented(
 ) -> tuple[CrystalBatch, Tensor]:
     """Return the crystals of `rows` in a random equivalent form, some strained, and their labels.
 
-    A strained crystal keeps its energy labels plus what the strain costs; its gap is unknown unless the strain is small.
+    Strain adds what it costs to the energy labels; the gap is unknown unless the strain is small.
     """
     crystals = random_alternative(data.crystals.select(rows), generator)
     log_volume, log_stretch = draw_strain(data.relaxed[rows], data.stretchable[rows], config, generator)
@@ -243,7 +262,9 @@ def run_buckets(network: OrbitNetwork, features: Features) -> Tensor:
     """Return (n, n_outputs) of a batch in three passes of similar width, so that little padding is computed."""
     widths = occupied_width(features)
     order = widths.argsort()
-    tables = network.element_table(), network.position_table()
+    used, positions = features.positions.unique(return_inverse=True)
+    features = replace(features, positions=positions)
+    tables = network.element_table(), network.position_table(used)
     n = len(order)
     parts = [part for part in order.tensor_split([int(0.55 * n), int(0.85 * n)]) if len(part)]
     outputs = torch.cat([network.outputs(take(features, part, int(widths[part].max())), *tables) for part in parts])
@@ -266,7 +287,7 @@ def training_loss(outputs: Tensor, labels: Tensor, stable_weight: float) -> Tens
     metal = target[:, 2] < METAL_GAP
     weight = 1.0 + stable_weight * (known[:, 1] & (target[:, 1] < 0.1)).float()
     total = outputs.new_zeros(())
-    for column, name in enumerate(("formation_energy_per_atom", "e_above_hull", "band_gap")):
+    for column, name in enumerate(_LABEL_ORDER):
         counted = known[:, column] & ~metal if name == "band_gap" else known[:, column]
         error = (outputs[:, 2 * column] - target[:, column]).abs()
         log_scale = outputs[:, 2 * column + 1].clamp(-6.0, 3.0)
@@ -312,7 +333,7 @@ def calibrate(ensemble: PropertyEnsemble, data: TrainingData) -> tuple[Calibrati
     metal = labels[:, 2] < METAL_GAP
     std: dict[str, StdCalibration] = {}
     figures: dict[str, float] = {}
-    for column, name in enumerate(("formation_energy_per_atom", "e_above_hull", "band_gap")):
+    for column, name in enumerate(_LABEL_ORDER):
         known = ~labels[:, column].isnan()
         known = known & ~metal if name == "band_gap" else known
         error = (raw.mean[name] - labels[:, column])[known]
@@ -327,16 +348,13 @@ def _share(name: str) -> float:
     return (zlib.crc32(name.encode()) % 10007) / 10007
 
 
-def _batches(rows: Tensor, per_epoch: int, size: int, generator: torch.Generator, n: int) -> Iterator[Tensor]:
-    """Yield `n` batches of rows, each epoch in a new order."""
-    done = 0
-    while done < n:
-        order = rows[torch.randperm(len(rows), generator=generator)]
-        for batch in order[: per_epoch * size].split(size):
-            if done == n:
-                return
-            yield batch
-            done += 1
+def _batches(rows: Tensor, per_epoch: int, size: int, seed: int, steps: range) -> Iterator[Tensor]:
+    """Yield the batch of each step; the order in an epoch depends on seed and epoch alone, so resuming repeats it."""
+    for epoch in range(steps.start // per_epoch, -(-steps.stop // per_epoch)):
+        generator = torch.Generator().manual_seed(1_000_003 * (seed + 1) + epoch)
+        batches = rows[torch.randperm(len(rows), generator=generator)].split(size)
+        first = max(steps.start - epoch * per_epoch, 0)
+        yield from batches[first : min(per_epoch, steps.stop - epoch * per_epoch)]
 
 
 def _optimiser(network: OrbitNetwork, settings: ProxyTraining) -> torch.optim.AdamW:
@@ -359,7 +377,7 @@ def _set_rate(optimiser: torch.optim.AdamW, peak: float, step: int, n_steps: int
 def _update_average(average: dict[str, Tensor], network: OrbitNetwork, decay: float) -> None:
     """Move the exponential moving average towards the network, in place."""
     state = network.state_dict()
-    torch._foreach_lerp_([average[name] for name in state], [value for value in state.values()], 1.0 - decay)
+    torch._foreach_lerp_([average[name] for name in state], list(state.values()), 1.0 - decay)
 
 
 def _save_atomically(content: dict[str, Any], path: Path) -> None:
@@ -369,48 +387,44 @@ def _save_atomically(content: dict[str, Any], path: Path) -> None:
     partial.replace(path)
 
 
-def _save_checkpoint(
-    path: Path,
-    network: OrbitNetwork,
-    average: dict[str, Tensor],
-    optimiser: torch.optim.AdamW,
-    generator: torch.Generator,
-    step: int,
-) -> None:
-    """Write everything that continuing needs."""
-    content = {
-        "network": network.state_dict(),
-        "average": average,
-        "optimiser": optimiser.state_dict(),
-        "generator": generator.get_state(),
-        "step": step,
-    }
-    _save_atomically(content, path)
+@dataclass
+class _MemberState:
+    """Everything that continuing a member needs."""
 
+    network: OrbitNetwork
+    average: dict[str, Tensor]  # exponential moving average of the weights
+    optimiser: torch.optim.AdamW
+    generator: torch.Generator
+    step: int = 0
 
-def _resume(
-    path: Path,
-    network: OrbitNetwork,
-    average: dict[str, Tensor],
-    optimiser: torch.optim.AdamW,
-    generator: torch.Generator,
-) -> int:
-    """Restore a checkpoint in place and return its step, 0 if there is none.
+    def save(self, path: Path) -> None:
+        """Write a checkpoint."""
+        content = {
+            "network": self.network.state_dict(),
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "generator": self.generator.get_state(),
+            "step": self.step,
+        }
+        _save_atomically(content, path)
 
-    Raises:
-        ProxyError: If it is truncated or of another network.
-    """
-    if not path.is_file():
-        return 0
-    try:
-        content = torch.load(path, weights_only=True)
-        network.load_state_dict(content["network"])
-        average.update(content["average"])
-        optimiser.load_state_dict(content["optimiser"])
-        generator.set_state(content["generator"])
-        return int(content["step"])
-    except Exception as error:  # a broken archive raises many kinds
-        raise ProxyError(f"{path} cannot be resumed ({error}); delete it to start this member again") from error
+    def resume(self, path: Path) -> None:
+        """Continue from a checkpoint, if there is one.
+
+        Raises:
+            ProxyError: If it is truncated or of another network.
+        """
+        if not path.is_file():
+            return
+        try:
+            content = torch.load(path, weights_only=True)
+            self.network.load_state_dict(content["network"])
+            self.average.update(content["average"])
+            self.optimiser.load_state_dict(content["optimiser"])
+            self.generator.set_state(content["generator"])
+            self.step = int(content["step"])
+        except Exception as error:  # a broken archive raises many kinds
+            raise ProxyError(f"{path} cannot be resumed ({error}); delete it to start this member again") from error
 
 
 def _load_network(path: Path, data: TrainingData, settings: ProxyTraining) -> OrbitNetwork:

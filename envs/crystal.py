@@ -4,6 +4,7 @@ A crystal is what can be chosen before any coordinate is: space group, elements 
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -186,7 +187,9 @@ class CrystalBatch:
 
     def formulas(self) -> list[str]:
         """Return the reduced formula of each crystal as pymatgen writes it, such as "TiO2"."""
-        return [Composition(amounts).reduced_formula for amounts in self._amounts()]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pymatgen warns that helium and neon have no electronegativity
+            return [Composition(amounts).reduced_formula for amounts in self._amounts()]
 
     def chemical_systems(self) -> list[str]:
         """Return the elements of each crystal in alphabetical order, such as "O-Ti"."""

@@ -16,12 +16,14 @@ class AugmentConfig:
     """How often each change is made; shares of the crystals of a batch."""
 
     without_letters: float = 0.08
-    small_volume: float = 0.3  # share of volumes changed by N(0, small_width²)
-    small_width: float = 0.02
-    far_volume: float = 0.12  # share of volumes changed by U(far_range)
+    small_volume: float = 0.2  # share of volumes changed by N(0, small_width²) of their logarithm
+    small_width: float = 0.015
+    medium_volume: float = 0.08  # share changed by N(0, medium_width²)
+    medium_width: float = 0.2
+    far_volume: float = 0.05  # share changed by U(far_range)
     far_range: tuple[float, float] = (-1.2, 1.8)
     extreme: float = 0.15  # share of the far volumes that are drawn twice as far out
-    far_shape: float = 0.03  # share of cells whose c axis is stretched at equal volume
+    far_shape: float = 0.025  # share of cells whose c axis is stretched at equal volume
     shape_range: float = 0.8  # log of the change of the ratio of axes
 
 
@@ -31,9 +33,7 @@ def random_alternative(crystals: CrystalBatch, generator: torch.Generator) -> Cr
     uniform = torch.rand(len(crystals), generator=generator, dtype=torch.float64)
     row = (uniform * SYMMETRY.n_alternatives[group]).long()
     letter_map, axes = SYMMETRY.alternative_letters[group, row], SYMMETRY.alternative_axes[group, row]
-    letters = torch.where(
-        crystals.letters >= 0, letter_map.gather(1, crystals.letters.clamp(min=0)), crystals.letters
-    )
+    letters = torch.where(crystals.letters >= 0, letter_map.gather(1, crystals.letters.clamp(min=0)), crystals.letters)
     lattice = torch.cat(
         [crystals.lattice_parameters[:, :3].gather(1, axes), crystals.lattice_parameters[:, 3:].gather(1, axes)], dim=1
     )
@@ -69,13 +69,14 @@ def draw_strain(
         generator: Source of randomness.
     """
     n = len(relaxed)
-    kind, uniform, normal = (draw(n, generator=generator, dtype=torch.float64) for draw in (torch.rand, torch.rand, torch.randn))
+    kind, uniform = (torch.rand(n, generator=generator, dtype=torch.float64) for _ in range(2))
+    normal = torch.randn(n, generator=generator, dtype=torch.float64)
     further = torch.rand(n, generator=generator) < config.extreme
     low, high = config.far_range
     far = (low + (high - low) * uniform) * torch.where(further, 2.0, 1.0)
-    volume = torch.where(kind < config.far_volume, far, 0.0)
-    small = (kind >= config.far_volume) & (kind < config.far_volume + config.small_volume)
-    volume = torch.where(small, normal * config.small_width, volume)
+    shares = torch.tensor([config.small_volume, config.medium_volume, config.far_volume]).cumsum(0)
+    options = torch.stack([normal * config.small_width, normal * config.medium_width, far, torch.zeros_like(far)])
+    volume = options.gather(0, torch.searchsorted(shares.double(), kind, right=True)[None])[0]
     shape = torch.where((kind > 1.0 - config.far_shape) & stretchable, (2.0 * uniform - 1.0) * config.shape_range, 0.0)
     return torch.where(relaxed, volume, 0.0), torch.where(relaxed, shape, 0.0)
 

@@ -10,11 +10,15 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from proxies.base import ProxyError
 
 ONE_SIGMA, TWO_SIGMA = 0.6827, 0.9545
-_MIN_ROWS_PER_BIN = 100
+_MIN_ROWS = 50
+_ROWS_PER_BIN = 100
+_RIDGE = 1e-2
+_SHORTEST_STEP = 1e-6
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,12 @@ class StdCalibration:
         """Return the calibration of (n,) held-out errors and their raw standard deviations.
 
         Raises:
-            ProxyError: If there are fewer than 100 rows.
+            ProxyError: If there are fewer than 50 rows.
         """
         n = len(error)
-        if n < _MIN_ROWS_PER_BIN:
-            raise ProxyError(f"calibration needs at least {_MIN_ROWS_PER_BIN} held-out rows, got {n}")
-        n_bins = max(1, min(n_bins, n // _MIN_ROWS_PER_BIN))
+        if n < _MIN_ROWS:
+            raise ProxyError(f"calibration needs at least {_MIN_ROWS} held-out rows, got {n}")
+        n_bins = max(1, min(n_bins, n // _ROWS_PER_BIN))
         order = std.argsort()
         knots, factors = [], []
         for rows in order.tensor_split(n_bins):
@@ -74,20 +78,31 @@ class LogitCalibration:
 
     @classmethod
     def fit(cls, logit: Tensor, label: Tensor, n_steps: int = 50) -> Self:
-        """Return the maximum-likelihood scale and shift for (n,) raw logits and bool labels (Newton's method)."""
+        """Return the maximum-likelihood scale and shift for (n,) raw logits and bool labels (damped Newton)."""
         design = torch.stack([logit.double(), torch.ones_like(logit, dtype=torch.float64)], dim=-1)
-        weights = torch.tensor([1.0, 0.0], dtype=torch.float64)
-        ridge = 1e-3 * torch.eye(2, dtype=torch.float64)
+        start = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        sign = 1.0 - 2.0 * label.double()
+
+        def loss(weights: Tensor) -> Tensor:
+            return functional.softplus(sign * (design @ weights)).sum() + 0.5 * _RIDGE * ((weights - start) ** 2).sum()
+
+        weights = start
         for _ in range(n_steps):
             probability = (design @ weights).sigmoid()
-            gradient = design.T @ (probability - label.double()) + ridge @ (weights - torch.tensor([1.0, 0.0]).double())
-            hessian = design.T @ (design * (probability * (1 - probability))[:, None]) + ridge
-            weights = weights - torch.linalg.solve(hessian, gradient)
+            gradient = design.T @ (probability - label.double()) + _RIDGE * (weights - start)
+            curvature = (probability * (1.0 - probability))[:, None]
+            hessian = design.T @ (design * curvature) + _RIDGE * torch.eye(2, dtype=torch.float64)
+            direction = torch.linalg.solve(hessian, gradient)
+            length = 1.0  # halved until the loss falls: plain steps diverge where logits are far too large
+            while length > _SHORTEST_STEP and loss(weights - length * direction) > loss(weights):
+                length /= 2.0
+            weights = weights - length * direction if length > _SHORTEST_STEP else weights
         return cls(float(weights[0]), float(weights[1]))
 
     def __call__(self, logit: Tensor) -> Tensor:
         """Return (n,) calibrated probabilities."""
-        return (self.scale * logit + self.shift).sigmoid()
+        probability: Tensor = torch.sigmoid(self.scale * logit + self.shift)
+        return probability
 
     def to_json(self) -> dict[str, float]:
         """Return the calibration as JSON content."""

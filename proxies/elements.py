@@ -50,14 +50,12 @@ def element_properties() -> NDArray[np.float32]:
             table[number] = _properties_of(Element.from_Z(number))
     known = table[1 : LAST_KNOWN + 1]
     table = (table - np.nanmean(known, axis=0)) / np.nanstd(known, axis=0)
-    return np.nan_to_num(table).astype(np.float32)
+    return np.asarray(np.nan_to_num(table), dtype=np.float32)
 
 
 def _properties_of(element: Element) -> list[float]:
     """Return the properties of one element in the order of `PROPERTIES`, NaN where pymatgen has none."""
-    shells = {"s": 0, "p": 0, "d": 0, "f": 0}
-    for _, shell, n_electrons in _valence_shells(element):
-        shells[shell] = n_electrons
+    shells = dict.fromkeys("spdf", 0) | {shell: n_electrons for _, shell, n_electrons in _valence_shells(element)}
     unfilled = sum(_SHELL_SIZE[shell] - n for shell, n in shells.items() if n > 0)
     volume, modulus = _number(element, "molar_volume"), _number(element, "bulk_modulus")
     return [

@@ -197,9 +197,9 @@ def _member(config: NetworkConfig, tensors: dict[str, Tensor], k: int) -> OrbitN
 def _combine(outputs: Tensor) -> RawOutputs:
     """Return the moments of a mixture of (n_members, n, 7) outputs.
 
-    Scales are those of Laplace distributions, whose standard deviation is √2 times as large. The variance of the mixture
-    is the mean of the members' variances plus the variance of their means; a member counts in the gap of non-metals
-    as far as it sees a non-metal.
+    Scales are those of Laplace distributions, whose standard deviation is √2 times as large. The variance of the
+    mixture is the mean of the members' variances plus the variance of their means; a member counts in the gap of
+    non-metals as far as it sees a non-metal.
     """
     std = math.sqrt(2.0) * outputs[..., 1:6:2].clamp(_MIN_LOG_SCALE, _MAX_LOG_SCALE).exp()
     mean = outputs[..., 0:6:2]

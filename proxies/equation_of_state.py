@@ -56,7 +56,7 @@ def fit_curve(ratios: NDArray[np.float64], energies: NDArray[np.float64]) -> NDA
 
     def residual(p: NDArray[np.float64]) -> NDArray[np.float64]:
         a = (np.exp((x - p[3]) / 3.0) - 1.0) / np.exp(p[1])
-        return p[2] + 9.0 * np.exp(2.0 * p[1] + p[0]) * (1.0 - (1.0 + a) * np.exp(-a)) - y
+        return np.asarray(p[2] + 9.0 * np.exp(2.0 * p[1] + p[0]) * (1.0 - (1.0 + a) * np.exp(-a)) - y)
 
     start = np.array([2.0, -1.5, float(y.min()), 0.0])
     bounds = ([_LOG_STIFFNESS[0], _LOG_WIDTH[0], -np.inf, -0.2], [_LOG_STIFFNESS[1], _LOG_WIDTH[1], np.inf, 0.2])

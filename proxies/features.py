@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ def n_crystal_features(n_properties: int) -> int:
     return 4 * n_properties + N_CELL_FEATURES
 
 
+@cache
 def position_table() -> Tensor:
     """Return (N_POSITIONS, n) float32 symmetry facts of each (space group, slot).
 

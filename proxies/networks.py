@@ -20,12 +20,12 @@ N_OUTPUTS = 7  # mean and log scale of formation energy, energy above hull, gap 
 class NetworkConfig:
     """Size of one member."""
 
-    width: int = 96
+    width: int = 80
     n_blocks: int = 2
-    n_query: int = 32
+    n_query: int = 16
     expansion: int = 2
     position_rank: int = 24
-    head_width: int = 192
+    head_width: int = 128
     dropout: float = 0.0
 
 
@@ -54,7 +54,8 @@ class Block(nn.Module):
         query, key, value = mixed.split((self.n_query, self.n_query, tokens.shape[-1]), dim=-1)
         logits = query @ key.transpose(-1, -2) * self.n_query**-0.5 + log_fractions[:, None, :]
         tokens = tokens + self.dropout(self.mix(logits.softmax(dim=-1) @ value))
-        return tokens + self.dropout(self.down(functional.silu(self.up(self.norm_mlp(tokens)))))
+        hidden = functional.silu(self.up(self.norm_mlp(tokens)))
+        return torch.add(tokens, self.dropout(self.down(hidden)))
 
 
 class OrbitNetwork(nn.Module):
@@ -107,11 +108,15 @@ class OrbitNetwork(nn.Module):
 
     def element_table(self) -> Tensor:
         """Return (119, width) the token part that an element contributes."""
-        return self.element_embedding.weight + self.element_facts(self.properties)
+        return torch.add(self.element_embedding.weight, self.element_facts(self.properties))
 
-    def position_table(self) -> Tensor:
-        """Return (N_POSITIONS, width) the token part that a Wyckoff position contributes."""
-        return self.position_mix(torch.cat([self.position_embedding.weight, self.position_facts], dim=-1))
+    def position_table(self, positions: Tensor | None = None) -> Tensor:
+        """Return (k, width) the token part that each of (k,) Wyckoff positions contributes, all by default."""
+        learned, facts = self.position_embedding.weight, self.position_facts
+        if positions is not None:
+            learned, facts = self.position_embedding(positions), facts[positions]
+        table: Tensor = self.position_mix(torch.cat([learned, facts], dim=-1))
+        return table
 
     def forward(self, features: Features) -> Tensor:
         """Return (n, N_OUTPUTS) raw outputs."""
@@ -134,4 +139,5 @@ class OrbitNetwork(nn.Module):
         tokens = self.norm(tokens)
         mean = (tokens * weights).sum(dim=1)
         largest = tokens.masked_fill(weights == 0, -torch.inf).amax(dim=1)
-        return self.head(torch.cat([mean, largest, crystal], dim=-1))
+        outputs: Tensor = self.head(torch.cat([mean, largest, crystal], dim=-1))
+        return outputs

@@ -18,4 +18,5 @@ class StabilityProxy(PropertyView):
 
 def p_metastable(prediction: Prediction, limit: float = METASTABLE) -> Tensor:
     """Return (n,) P(energy above hull < limit) under the predicted Gaussian; `limit` in eV/atom."""
-    return torch.special.ndtr((limit - prediction.mean) / prediction.std)
+    probability: Tensor = torch.special.ndtr((limit - prediction.mean) / prediction.std)
+    return probability
