@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pymatgen.core import Composition
 from torch import Tensor
 
+from discover.gap_scale import REFERENCE_GAPS
 from discover.oxidation import assign, assignment_strings, load_oxidation_states, oxidation_score
 from envs.chemistry import load_elements
 
@@ -76,6 +77,21 @@ def test_usual_compounds_score_above_exotic_ones() -> None:
     exotic = oxidation_score(compositions("Ca2O", "CuO2", "NaO3", "Li3O"))
     assert float(usual.min()) > -3
     assert float(usual.min()) > float(exotic.max())
+
+
+def test_the_score_tells_textbook_semiconductors_from_random_valid_compositions() -> None:
+    real = oxidation_score(compositions(*(formula for formula, *_ in REFERENCE_GAPS)))
+    generator = torch.Generator().manual_seed(0)
+    random = torch.zeros(4000, 119, dtype=torch.int64)
+    numbers = torch.tensor([element.atomic_number for element in ELEMENTS])
+    for row in random:
+        picked = numbers[torch.randperm(len(numbers), generator=generator)[:3]]
+        row[picked] = torch.randint(1, 9, (3,), generator=generator)
+    valid = oxidation_score(random)
+    valid = valid[valid.isfinite()]
+    assert len(valid) > 300
+    above = (real[real.isfinite()].unsqueeze(1) > valid).double().mean()  # area under the ROC curve
+    assert float(above) > 0.9
 
 
 def test_multiples_of_a_formula_score_the_same() -> None:
