@@ -5,7 +5,8 @@ Charge neutrality with the Pauling order is necessary, not sufficient: the table
 states are most frequent in the ICSD, and scores it by the sum of log frequencies. Frequencies are counts of structures
 per state over all counted states of the element, as SMACT ships them (ICSD, 2024). A score of 0 is the usual state of
 every element; below -5 something is exotic: of compounds with a gap in the training data 94 % lie above, of random
-charge-neutral, Pauling-ordered compositions 19 % (area under the curve 0.95). Mixed valence (Fe3O4) has no assignment of one state per element.
+charge-neutral, Pauling-ordered compositions 19 % (area under the curve 0.95). Mixed valence (Fe3O4) has no assignment
+of one state per element.
 """
 
 import json
