@@ -72,7 +72,7 @@ def train_to_the_end(trainer: Trainer, config: RunConfig, folder: RunFolder) -> 
 
 
 class _Progress:
-    """Shows, logs and saves the training; called after every step, it keeps the checkpoint at most half a minute old."""
+    """Shows, logs and saves the training after every step; the checkpoint is at most half a minute old."""
 
     def __init__(self, trainer: Trainer, folder: RunFolder, config: RunConfig) -> None:
         self.trainer, self.folder = trainer, folder

@@ -22,9 +22,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.what == "prior":
         return dict(train_prior(config.data, output, PriorTraining(**given, minutes=config.minutes)))
     if config.minutes is not None:
-        raise ConfigError(
-            "minutes applies to what=prior; stop a proxy training at any time and call it again to continue"
-        )
+        raise ConfigError("minutes applies to what=prior; a proxy training can be stopped and called again to continue")
     if "lr" in given:
         given["learning_rate"] = given.pop("lr")
     train_proxy(config.data, output, settings=ProxyTraining(**given))

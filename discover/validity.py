@@ -59,7 +59,7 @@ def _group(number: int) -> Group:
 
 
 def _wyckoff_compatible(crystals: CrystalBatch) -> NDArray[np.bool_]:
-    """Return whether PyXtal can place the counts and, where letters are given, whether each fits and repeats legally."""
+    """Return whether PyXtal can place the counts, and whether given letters fit them and repeat legally."""
     out = np.zeros(len(crystals), dtype=bool)
     rows = zip(
         crystals.space_group.tolist(),

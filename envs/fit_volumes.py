@@ -23,7 +23,7 @@ def is_all_metal(composition: np.ndarray) -> np.ndarray:
     """Return (n,) bool for compositions (n, 119): True where every element is one of SMACT's metals."""
     metal = np.zeros(N_ELEMENTS + 1, dtype=bool)
     metal[[Element(symbol).Z for symbol in metals]] = True
-    return ~(composition[:, ~metal] > 0).any(axis=1)
+    return np.asarray((composition[:, ~metal] == 0).all(axis=1))
 
 
 def fit_elemental_volumes(composition: np.ndarray, volume_per_atom: np.ndarray) -> np.ndarray:

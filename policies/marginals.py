@@ -31,7 +31,7 @@ class IndependentMarginals:
     @classmethod
     def fit(cls, records: dict[Stage, StepRecord]) -> IndependentMarginals:
         """Count the decisions of given walks."""
-        actions = {
+        actions: dict[Stage, Tensor] = {
             stage: _log_frequencies(record.action, record.mask.shape[1])
             for stage, record in records.items()
             if stage != Stage.LATTICE

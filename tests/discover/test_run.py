@@ -1,0 +1,164 @@
+"""The path that a user walks: run, kill, resume, sample under restrictions, evaluate."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from pymatgen.core import Structure
+
+from discover import evaluate, run, sample
+from discover.candidates import Column
+from discover.config import RunConfig
+from discover.errors import CheckpointError
+from discover.run_folder import open_run_folder
+from discover.validity import check_crystals
+from envs.crystal import CrystalBatch
+
+TINY = [
+    "train.n_steps=4",
+    "train.batch_size=32",
+    "n_candidates=30",
+    "n_structures=3",
+    "restrict.elements=[Na,Mg,Al,O,S,Cl]",
+    "restrict.n_elements=[2,3]",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "bandgap"
+    run.main(["reward=bandgap", "target=1.34", f"output={folder}", *TINY])
+    return folder
+
+
+def test_a_run_leaves_ranked_candidates_structures_and_a_report(finished: Path) -> None:
+    table = pd.read_csv(finished / "candidates.csv", keep_default_na=False)
+    assert list(table.columns) == [str(column) for column in Column]
+    assert len(table) == 30
+    assert table["log_reward"].is_monotonic_decreasing
+    assert len(table.drop_duplicates(["formula", "space_group", "wyckoff"])) == 30
+    files = sorted((finished / "structures").glob("*.cif"))
+    assert len(files) == 3
+    for file in files:
+        row = table.set_index("candidate_id").loc[file.stem]
+        structure = Structure.from_file(file)
+        assert structure.composition.reduced_formula == row["formula"]
+        assert structure.volume / len(structure) == pytest.approx(row["volume_per_atom"], rel=1e-3)
+    assert "1.34" in (finished / "summary.md").read_text()
+
+
+def test_the_same_seed_gives_the_same_candidates(finished: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    run.main(["reward=bandgap", "target=1.34", f"output={again}", *TINY])
+    pd.testing.assert_frame_equal(pd.read_csv(finished / "candidates.csv"), pd.read_csv(again / "candidates.csv"))
+
+
+def test_a_training_cut_in_two_ends_as_an_uncut_one(finished: Path, tmp_path: Path, monkeypatch) -> None:
+    cut = tmp_path / "cut"
+    seen = []
+
+    def stop_after_two(self: object, step: object) -> None:
+        original(self, step)
+        seen.append(step)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    original = run._Progress.__call__
+    monkeypatch.setattr(run._Progress, "__call__", stop_after_two)
+    with pytest.raises(KeyboardInterrupt, match="resume="):
+        run.main(["reward=bandgap", "target=1.34", f"output={cut}", *TINY])
+    assert not (cut / "candidates.csv").exists()
+    monkeypatch.setattr(run._Progress, "__call__", original)
+    run.main([f"resume={cut}"])
+    pd.testing.assert_frame_equal(pd.read_csv(finished / "candidates.csv"), pd.read_csv(cut / "candidates.csv"))
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes(tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    command = [
+        sys.executable,
+        "-m",
+        "discover.run",
+        "reward=density",
+        f"output={folder}",
+        *TINY,
+        "train.n_steps=100000",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (folder / "log.jsonl").exists():
+        time.sleep(0.2)
+    time.sleep(2.0)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("n_steps: 100000", "n_steps: 2"))
+    run.main([f"resume={folder}"])
+    assert len(pd.read_csv(folder / "candidates.csv")) == 30
+
+
+def test_a_truncated_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)  # noqa: S607
+    weights = next(folder.glob("checkpoint-*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError):
+        run.main([f"resume={folder}"])
+
+
+@pytest.mark.parametrize("correct", ["none", "sir"])
+def test_restricted_samples_obey(finished: Path, tmp_path: Path, correct: str, capsys) -> None:
+    out = tmp_path / correct
+    words = ["restrict.elements=[Mg,O]", "restrict.crystal_systems=[cubic]", "restrict.n_atoms=[2,8]", "n=40"]
+    sample.main([f"run={finished}", f"output={out}", f"correct={correct}", *words])
+    table = pd.read_csv(out / "candidates.csv", keep_default_na=False)
+    assert len(table) == 40
+    assert (table["space_group"] >= 195).all()
+    assert table["n_atoms"].between(2, 8).all()
+    assert all(set(formula) <= set("MgO0123456789()") for formula in table["formula"])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert 0 < figures["effective_sample_share"] <= 1
+
+
+def test_evaluation_prints_its_figures_as_json(finished: Path, capsys) -> None:
+    evaluate.main(["task=sampler", f"run={finished}", "n=60"])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["trained"]["valid"] == 1.0
+    assert figures["untrained"]["valid"] == 1.0
+    assert figures["n"] == 60
+
+
+def test_the_configuration_of_a_run_is_read_back(finished: Path) -> None:
+    config = open_run_folder(finished).config(RunConfig)
+    assert config.target == 1.34
+    assert config.restrict.n_elements == (2, 3)
+
+
+def test_independent_checks_find_what_is_wrong() -> None:
+    def batch(
+        group: int, elements: list[int], letters: list[int], counts: list[int], cell: list[float]
+    ) -> CrystalBatch:
+        return CrystalBatch(
+            torch.tensor([group]),
+            torch.tensor([elements]),
+            torch.tensor([letters]),
+            torch.tensor([counts]),
+            torch.tensor([cell], dtype=torch.float64),
+        )
+
+    cubic = [5.6, 5.6, 5.6, 90.0, 90.0, 90.0]
+    salt = check_crystals(batch(225, [11, 17], [0, 1], [1, 1], cubic), ionic=True)
+    assert salt.all.all()
+    assert not check_crystals(batch(225, [11, 17], [0, 0], [1, 1], cubic), ionic=True).wyckoff.any()
+    assert not check_crystals(
+        batch(225, [11, 17], [0, 1], [1, 1], [5.6, 5.7, 5.6, 90, 90, 90]), ionic=True
+    ).lattice.any()
+    assert not check_crystals(batch(225, [11, 12], [0, 1], [1, 1], cubic), ionic=True).smact.any()
