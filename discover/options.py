@@ -245,7 +245,7 @@ def _convert_number(key: str, hint: type, value: Any) -> int | float:
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not good or (whole and value != int(value)):
         raise ConfigError(f"{key} takes {'a whole number' if whole else 'a number'}, got {value!r}")
-    return hint(value)  # type: ignore[no-any-return]
+    return hint(value)
 
 
 def _convert_choice(key: str, choices: tuple[str, ...], value: Any, raw: str | None) -> str:

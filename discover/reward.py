@@ -308,4 +308,4 @@ def import_function(path: str) -> UserFunction:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise RewardError(f"{module_name} has no function {function_name!r}; reward={path} names one")
-    return function  # type: ignore[no-any-return]
+    return function
