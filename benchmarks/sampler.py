@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import wraps
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -113,7 +114,7 @@ def bare_network(n_features: int) -> nn.Sequential:
     """Return three layers of 256 between the environment's features and the widest head."""
     sizes = (n_features, 256, 256, 256, _WIDEST_HEAD)
     layers: list[nn.Module] = []
-    for width_in, width_out in zip(sizes, sizes[1:], strict=False):
+    for width_in, width_out in pairwise(sizes):
         layers += [nn.Linear(width_in, width_out), nn.SiLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -150,7 +151,7 @@ def peak_mb() -> float:
 PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "network": ((CrystalPolicy, "encode"),),
     "heads": tuple((CrystalPolicy, name) for name in ("symmetry", "next_element", "count", "letter", "lattice")),
-    "drawing": ((PolicyChooser, "_draw"),),
+    "drawing": tuple((PolicyChooser, name) for name in ("discrete", "count", "unit", "log_prob")),
     "masks": tuple(
         (CrystalEnv, name)
         for name in ("symmetry_mask", "element_mask", "count_mask", "letter_mask", "lattice_interval")

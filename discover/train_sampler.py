@@ -24,7 +24,6 @@ from policies.losses import huber, log_partition_variance_loss, trajectory_balan
 from policies.policy import CrystalPolicy, Exploration, PolicyChooser
 from policies.replay import ReplayBuffer
 from policies.rollout import rollout, walk
-from policies.trajectories import Trajectories, merge
 
 _PENALTY = huber(10.0)  # square where training ends, linear for the outliers of its start
 _GRADIENT_NORM = 10.0
@@ -101,14 +100,12 @@ class Trainer:
         started = time.perf_counter()
         progress = self.progress()
         sharpness = min(1.0, _START_SHARPNESS + (1.0 - _START_SHARPNESS) * progress / _WARM_UP)
-        batches, terms, fresh = self._draw(progress)
-        records, n = merge(batches)
-        log_pf = self.policy.log_prob(records, n)
+        log_pf, terms, fresh = self._draw(progress)
         log_reward = torch.cat([self.target.log_target(part, sharpness) for part in terms])
         log_pb = -torch.cat([part.log_images for part in terms])
         if self.loss == "tb":
             residual = trajectory_balance_residual(self.log_Z, log_pf, log_pb, log_reward)
-            loss, log_Z = trajectory_balance_loss(residual, _PENALTY), float(self.log_Z)
+            loss, log_Z = trajectory_balance_loss(residual, _PENALTY), float(self.log_Z.detach())
         else:
             loss, log_Zs = log_partition_variance_loss(log_pf, log_pb, log_reward, penalty=_PENALTY)
             log_Z = float(log_Zs)
@@ -121,28 +118,33 @@ class Trainer:
         self.seconds += time.perf_counter() - started
         return StepReport(self.step, float(loss.detach()), log_Z, float(terms[0].log_reward.mean()), self.n_queries)
 
-    def _draw(self, progress: float) -> tuple[list[Trajectories], list[Terms], CrystalBatch]:
-        """Return the walks of the batch by source, their terms, and the crystals that the policy just made."""
+    def _draw(self, progress: float) -> tuple[Tensor, list[Terms], CrystalBatch]:
+        """Return (n,) log P_F of the batch, its terms by source, and the crystals that the policy just made.
+
+        Gradients flow through log P_F; the policy's own walks come first, and their network passes are not repeated.
+        """
         config = self.config
         n_data = round(config.data_fraction * config.batch_size) if self.data is not None else 0
         n_replay = round(config.replay_fraction * config.batch_size) if len(self.replay) else 0
         exploration = Exploration(config.epsilon * (1.0 - 0.8 * progress), config.temperature)
-        with torch.no_grad():
-            own = rollout(
-                self.env, config.batch_size - n_data - n_replay, PolicyChooser(self.policy, self.generator, exploration)
-            )
+        chooser = PolicyChooser(self.policy, self.generator, exploration, keep_log_prob=True)
+        own = rollout(self.env, config.batch_size - n_data - n_replay, chooser, record=False)
         fresh = self.env.crystals(own.states)
-        batches, terms = [own], [self.target.terms(fresh)]
+        given, terms = [], [self.target.terms(fresh)]
         if n_replay:
             drawn = self.replay.sample(n_replay, self.generator)
-            batches.append(walk(self.env, CrystalBatch(*(drawn.rows[name] for name in _CRYSTAL_COLUMNS))))
+            given.append(CrystalBatch(*(drawn.rows[name] for name in _CRYSTAL_COLUMNS)))
             names = ("log_reward", "log_prior", "log_measure", "log_images")
             terms.append(Terms(*(drawn.rows[name] for name in names)))
         if n_data and self.data is not None and self.data_terms is not None:
             rows = torch.randint(len(self.data), (n_data,), generator=self.generator)
-            batches.append(walk(self.env, self.data.select(rows)))
+            given.append(self.data.select(rows))
             terms.append(self.data_terms.select(rows))
-        return batches, terms, fresh
+        log_pf = chooser.log_prob(own.n)
+        if given:
+            walks = walk(self.env, CrystalBatch.cat(given))
+            log_pf = torch.cat([log_pf, self.policy.log_prob(walks.records, walks.n)])
+        return log_pf, terms, fresh
 
     def _descend(self, loss: Tensor, progress: float) -> None:
         decay = 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress))
@@ -231,9 +233,9 @@ def draw_crystals(
     while n > 0:
         size = min(n, batch_size)
         with torch.no_grad():
-            walks = rollout(env, size, PolicyChooser(policy, generator))
-            log_prob = policy.log_prob(walks.records, walks.n)
-        yield env.crystals(walks.states), log_prob
+            chooser = PolicyChooser(policy, generator, keep_log_prob=True)
+            walks = rollout(env, size, chooser, record=False)
+        yield env.crystals(walks.states), chooser.log_prob(size)
         n -= size
 
 

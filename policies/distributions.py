@@ -49,10 +49,22 @@ class MaskedCategorical(Categorical):
         shape = (*batch_shape, self._num_events)
         return MaskedCategorical(self.logits.expand(shape), self.mask.expand(shape), normalised=True)
 
-    def sample_with(self, generator: torch.Generator) -> Tensor:
-        """Return (n,) int64 actions drawn with an explicit generator."""
+    def sample_with(self, generator: torch.Generator, rows: Tensor | None = None) -> Tensor:
+        """Return actions drawn with an explicit generator.
+
+        Args:
+            generator: Source of the draws.
+            rows: (m,) int64 row that each draw comes from; None draws once from each.
+
+        Returns:
+            (m,) or (n,) int64.
+        """
         with torch.no_grad():
-            return _sample_index(torch.softmax(self.logits, dim=-1), generator)
+            return _sample_index(torch.softmax(self.logits, dim=-1), generator, rows)
+
+    def log_prob_of(self, value: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return (m,) log-probability of actions ``value`` (m,) drawn from ``rows`` as in ``sample_with``."""
+        return self.log_prob(value) if rows is None else self.logits[rows, value]
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return (n,) log-probability of actions ``value`` (n,) int64; -inf for a masked action."""
@@ -273,8 +285,18 @@ def _require_legal_action(mask: Tensor) -> None:
         raise DeadEndError(f"no legal action in {len(rows)} states, first rows {rows[:5]}")
 
 
-def _sample_index(probs: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Return (n,) int64 indices drawn in proportion to ``probs`` (n, n_choices); a probability of 0 is never drawn."""
+def _sample_index(probs: Tensor, generator: torch.Generator | None, rows: Tensor | None = None) -> Tensor:
+    """Return (n,) int64 indices drawn in proportion to ``probs`` (n, n_choices); a probability of 0 is never drawn.
+
+    With ``rows`` (m,) int64, return (m,) indices, each drawn from that row.
+    """
+    if rows is not None:
+        # All rows in one sorted list: row i covers i to i + its total, so that a row costs nothing per draw.
+        ends = probs.double().cumsum(dim=-1)
+        first = torch.arange(len(probs), device=probs.device, dtype=ends.dtype)
+        ends = (ends / ends[:, -1:] + first[:, None]).flatten()
+        u = torch.rand(rows.shape, dtype=probs.dtype, device=probs.device, generator=generator)
+        return torch.searchsorted(ends, rows + u.double(), right=True) - rows * probs.shape[-1]
     if probs.device.type != "cpu":  # parallel prefix sums are not monotone in floating point
         return torch.multinomial(probs.flatten(0, -2), 1, generator=generator).view(probs.shape[:-1])
     cumulative = probs.cumsum(dim=-1)

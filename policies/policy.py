@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _MIN_SCALE, _MAX_SCALE = 1e-3, 2.0  # of the logistic components, in unit coordinates
 _COUNT_WIDTH = 64
+DistributionT = TypeVar("DistributionT", MaskedCategorical, TruncatedLogisticMixture)
 _RESOLUTION = 16  # machine epsilons: intervals of unit coordinates below this width are widened to it
 
 
@@ -51,6 +52,8 @@ class CrystalPolicy(nn.Module):
     symmetry, space group, last element) to a linear map of the rest; ``depth`` layers of ``width`` follow.
     """
 
+    first_row: Tensor
+
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
@@ -61,8 +64,11 @@ class CrystalPolicy(nn.Module):
         self.point = nn.Embedding(len(POINT_SYMMETRIES) + 1, width)
         self.group = nn.Embedding(N_SPACE_GROUPS + 1, width)
         self.element = nn.Embedding(config.n_elements + 1, width)
-        for table in (self.stage, self.system, self.point, self.group, self.element):
+        tables = (self.stage, self.system, self.point, self.group, self.element)
+        for table in tables:
             nn.init.normal_(table.weight, std=0.3)
+        first_row = torch.tensor([0, *(table.num_embeddings for table in tables[:-1])]).cumsum(dim=0)
+        self.register_buffer("first_row", first_row, persistent=False)  # of each table when they are stacked
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth - 1))
         self.system_head = nn.Linear(width, len(LATTICE_SYSTEMS))
         self.point_head = nn.Linear(width, len(POINT_SYMMETRIES))
@@ -99,18 +105,19 @@ class CrystalPolicy(nn.Module):
     def encode(self, observation: Observation) -> Tensor:
         """Return (n, width) hidden state of each observation; observations may mix stages."""
         kind = torch.where(observation.coordinate >= 0, len(Stage) + observation.coordinate, observation.stage)
-        x = (
-            self.dense(observation.dense.to(self.dense.weight.dtype))
-            + self.stage(kind)
-            + self.system(observation.system + 1)
-            + self.point(observation.point + 1)
-            + self.group(observation.group + 1)
-            + self.element(observation.element + 1)
-        )
-        x = nn.functional.silu(x)
+        chosen = (observation.system, observation.point, observation.group, observation.element)
+        index = torch.stack([kind, *(value + 1 for value in chosen)], dim=1) + self.first_row
+        tables = (self.system.weight, self.point.weight, self.group.weight, self.element.weight)
+        # One sum over all tables and a product on top of it move a quarter of the memory that one sum per table does.
+        weights = torch.cat([self.stage.weight + self.dense.bias, *tables])
+        dense = observation.dense.to(weights.dtype)
+        x = nn.functional.embedding_bag(index, weights, mode="sum").addmm_(dense, self.dense.weight.t())
+        forget = not torch.is_grad_enabled()  # a gradient needs what went into the activation
+        x = nn.functional.silu(x, inplace=forget)
         for layer in self.hidden:
-            x = x + nn.functional.silu(layer(x))
-            x = nn.functional.dropout(x, self.config.dropout, self.training)
+            x = nn.functional.silu(layer(x), inplace=forget).add_(x)
+            if self.config.dropout > 0.0:
+                x = nn.functional.dropout(x, self.config.dropout, self.training)
         return x
 
     def symmetry(self, stage: Stage, hidden: Tensor, mask: Tensor) -> MaskedCategorical:
@@ -177,41 +184,75 @@ class Exploration:
 
 
 class PolicyChooser:
-    """Draws actions from a policy, with an explicit generator and optional exploration."""
+    """Draws actions from a policy, with an explicit generator and optional exploration.
+
+    With ``keep_log_prob`` it adds up log P_F of what it draws, under the policy itself whatever the exploration; where
+    gradients are enabled they flow through that sum, so that on-policy training needs no second pass of the network.
+    """
 
     def __init__(
-        self, policy: CrystalPolicy, generator: torch.Generator, exploration: Exploration | None = None
+        self,
+        policy: CrystalPolicy,
+        generator: torch.Generator,
+        exploration: Exploration | None = None,
+        *,
+        keep_log_prob: bool = False,
     ) -> None:
         self.policy = policy
         self.generator = generator
         self.exploration = exploration or Exploration()
+        self.keep_log_prob = keep_log_prob
+        self._kept: list[tuple[Tensor, Tensor]] = []
 
     def encode(self, observation: Observation) -> Tensor:
         """Return the trunk's output."""
         return self.policy.encode(observation)
 
-    def discrete(self, stage: Stage, hidden: Tensor, states: States, rows: Tensor, mask: Tensor) -> Tensor:
+    def discrete(
+        self, stage: Stage, hidden: Tensor, states: States, rows: Tensor, mask: Tensor, *, source: Tensor | None
+    ) -> Tensor:
         """Return (n,) int64 drawn actions."""
         if stage == Stage.COMPOSITION:
-            return self._draw(self.policy.next_element(hidden, mask))
-        if stage == Stage.WYCKOFF:
-            return self._draw(self.policy.letter(hidden, states.group[rows], mask))
-        return self._draw(self.policy.symmetry(stage, hidden, mask))
+            distribution = self.policy.next_element(hidden, mask)
+        elif stage == Stage.WYCKOFF:
+            distribution = self.policy.letter(hidden, states.group[rows], mask)
+        else:
+            distribution = self.policy.symmetry(stage, hidden, mask)
+        return self._draw_action(distribution, rows, source)
 
     def count(self, hidden: Tensor, element: Tensor, states: States, rows: Tensor, mask: Tensor) -> Tensor:
         """Return (n,) int64 drawn counts."""
-        del states, rows
-        return self._draw(self.policy.count(hidden, element, mask))
+        del states
+        return self._draw_action(self.policy.count(hidden, element, mask), rows, None)
 
     def unit(self, hidden: Tensor, rows: Tensor, coordinate: Tensor, interval: Tensor) -> Tensor:
         """Return (n,) float64 drawn unit coordinates."""
-        del rows
-        drawn = self._draw(self.policy.lattice(hidden, coordinate, interval)).double()
-        return torch.maximum(torch.minimum(drawn, interval[:, 1]), interval[:, 0])
+        distribution = self.policy.lattice(hidden, coordinate, interval)
+        drawn = self._behaviour(distribution).sample_with(self.generator).double()
+        unit = torch.maximum(torch.minimum(drawn, interval[:, 1]), interval[:, 0])
+        if self.keep_log_prob:
+            self._kept.append((rows, distribution.log_prob(unit.to(distribution.loc.dtype))))
+        return unit
 
-    def _draw(self, distribution: MaskedCategorical | TruncatedLogisticMixture) -> Tensor:
-        if self.exploration.temperature != 1.0:
-            distribution = distribution.tempered(self.exploration.temperature)
-        if self.exploration.epsilon > 0.0:
-            distribution = distribution.mixed_with_uniform(self.exploration.epsilon)
-        return distribution.sample_with(self.generator)
+    def log_prob(self, n: int) -> Tensor:
+        """Return (n,) float64 Σ_t log P_F of walks 0..n-1, as ``CrystalPolicy.log_prob`` gives it for their records."""
+        total = torch.zeros(n, dtype=torch.float64)
+        if not self._kept:
+            return total
+        rows, log_p = (torch.cat(parts) for parts in zip(*self._kept, strict=True))
+        return total.index_add(0, rows, log_p.double())
+
+    def _draw_action(self, distribution: MaskedCategorical, rows: Tensor, source: Tensor | None) -> Tensor:
+        action = self._behaviour(distribution).sample_with(self.generator, source)
+        if self.keep_log_prob:
+            self._kept.append((rows, distribution.log_prob_of(action, source)))
+        return action
+
+    def _behaviour(self, distribution: DistributionT) -> DistributionT:
+        """Return ``distribution`` as exploration changes it."""
+        with torch.no_grad():
+            if self.exploration.temperature != 1.0:
+                distribution = distribution.tempered(self.exploration.temperature)
+            if self.exploration.epsilon > 0.0:
+                distribution = distribution.mixed_with_uniform(self.exploration.epsilon)
+        return distribution

@@ -6,6 +6,7 @@ the stage where most of them wait, so that few, large batches of table look-ups 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -28,8 +29,14 @@ class Chooser(Protocol):
     def encode(self, observation: Observation) -> Tensor:
         """Return (n, ...) what later calls need to know of the observed states."""
 
-    def discrete(self, stage: Stage, hidden: Tensor, states: States, rows: Tensor, mask: Tensor) -> Tensor:
-        """Return (n,) int64 legal actions; at the composition stage the element."""
+    def discrete(
+        self, stage: Stage, hidden: Tensor, states: States, rows: Tensor, mask: Tensor, *, source: Tensor | None
+    ) -> Tensor:
+        """Return (n,) int64 legal actions of the walks ``rows``; at the composition stage the element.
+
+        Where walks share states, ``hidden`` and ``mask`` have one row per distinct state and ``source`` (n,) int64 says
+        which of them each walk is in; otherwise ``source`` is None.
+        """
 
     def count(self, hidden: Tensor, element: Tensor, states: States, rows: Tensor, mask: Tensor) -> Tensor:
         """Return (n,) int64 legal counts of the chosen elements."""
@@ -52,9 +59,9 @@ def rollout(env: CrystalEnv, n: int, chooser: Chooser, *, record: bool = True) -
     kept: dict[Stage, list[StepRecord]] = {}
     while (stage := states.busiest_stage()) is not None:
         rows = (states.stage == stage).nonzero().flatten()
-        step = _advance(env, states, rows, stage, chooser, legal)
+        step = _advance(env, states, rows, stage, chooser, legal=legal)
         if record:
-            kept.setdefault(stage, []).append(step)
+            kept.setdefault(stage, []).append(step.record())
     return Trajectories(states, {stage: concatenate(steps) for stage, steps in kept.items()}, legal)
 
 
@@ -64,74 +71,104 @@ def walk(env: CrystalEnv, crystals: CrystalBatch) -> Trajectories:
     return rollout(env, len(crystals), _PlanChooser(plan))
 
 
-def _advance(
-    env: CrystalEnv, states: States, rows: Tensor, stage: Stage, chooser: Chooser, legal: Tensor
-) -> StepRecord:
-    observation, source = _observe(env, states, rows, stage)
+@dataclass
+class _Step:
+    """One turn: the decisions of the walks ``rows``, which all stand at ``stage``."""
+
+    stage: Stage
+    rows: Tensor
+    observation: Observation  # of the distinct states
+    source: Tensor | None  # which of them each row sees, None = its own
+    mask: Tensor  # per distinct state
+    action: Tensor
+    count_mask: Tensor | None = None
+    count: Tensor | None = None
+    interval: Tensor | None = None
+    unit: Tensor | None = None
+
+    def record(self) -> StepRecord:
+        """Return what a policy needs to give the decisions' probabilities again."""
+        n = len(self.rows)
+        no_mask, nothing = torch.zeros(n, 0, dtype=torch.bool), torch.zeros(n, 0, dtype=torch.float64)
+        return StepRecord(
+            stage=self.stage,
+            walk=self.rows,
+            observation=self.observation,
+            source=torch.arange(n) if self.source is None else self.source,
+            mask=self.mask if self.source is None else self.mask[self.source],
+            action=self.action,
+            count_mask=no_mask if self.count_mask is None else self.count_mask,
+            count=torch.zeros_like(self.rows) if self.count is None else self.count,
+            interval=nothing if self.interval is None else self.interval,
+            unit=torch.zeros(n, dtype=torch.float64) if self.unit is None else self.unit,
+        )
+
+
+def _advance(env: CrystalEnv, states: States, rows: Tensor, stage: Stage, chooser: Chooser, *, legal: Tensor) -> _Step:
+    distinct, source = _distinct(states, rows, stage)
+    observation = env.observe(states, distinct, stage)
     hidden = chooser.encode(observation)
-    if len(observation) < len(rows):
-        hidden = hidden[source]
-    nothing = torch.zeros(len(rows), 0)
-    mask, count_mask, interval = nothing.bool(), nothing.bool(), nothing.double()
-    count, unit = torch.zeros_like(rows), torch.zeros(len(rows), dtype=torch.float64)
     if stage == Stage.LATTICE:
         action, interval = env.lattice_interval(states, rows)
         unit = chooser.unit(hidden, rows, action, interval)
         keep = (unit >= interval[:, 0]) & (unit <= interval[:, 1])
-        env.step_lattice(states, rows[keep], unit[keep])
-    elif stage == Stage.COMPOSITION:
-        mask = env.element_mask(states, rows)
-        action = chooser.discrete(stage, hidden, states, rows, mask)
+        env.step_lattice(states, *_only_legal(keep, states, legal, rows, unit))
+        no_mask = torch.zeros(len(rows), 0, dtype=torch.bool)
+        return _Step(stage, rows, observation, source, no_mask, action, interval=interval, unit=unit)
+    if stage == Stage.COMPOSITION:
+        mask = env.element_mask(states, distinct)
+        action = chooser.discrete(stage, hidden, states, rows, mask, source=source)
         count_mask, charges = env.count_mask(states, rows, action)
-        count = chooser.count(hidden, action, states, rows, count_mask)
-        keep = _is_legal(mask, action) & _is_legal(count_mask, count)
-        env.step_composition(states, rows[keep], action[keep], count[keep], charges[keep])
-    elif stage == Stage.WYCKOFF:
+        count = chooser.count(hidden if source is None else hidden[source], action, states, rows, count_mask)
+        keep = _is_legal(mask, action, source) & _is_legal(count_mask, count)
+        env.step_composition(states, *_only_legal(keep, states, legal, rows, action, count, charges))
+        return _Step(stage, rows, observation, source, mask, action, count_mask, count)
+    if stage == Stage.WYCKOFF:
         mask = env.letter_mask(states, rows)
-        action = chooser.discrete(stage, hidden, states, rows, mask)
-        keep = _is_legal(mask, action)
-        env.step_wyckoff(states, rows[keep], action[keep])
-    else:
-        mask = env.symmetry_mask(states, rows, stage)
-        action = chooser.discrete(stage, hidden, states, rows, mask)
-        keep = _is_legal(mask, action)
-        env.step_symmetry(states, rows[keep], stage, action[keep])
-    if not keep.all():
-        given_up = rows[~keep]
-        legal[given_up] = False
-        states.stage[given_up] = int(Stage.TERMINAL)
-    return StepRecord(
-        stage=stage,
-        walk=rows,
-        observation=observation,
-        source=source,
-        mask=mask,
-        action=action,
-        count_mask=count_mask,
-        count=count,
-        interval=interval,
-        unit=unit,
-    )
+        action = chooser.discrete(stage, hidden, states, rows, mask, source=source)
+        env.step_wyckoff(states, *_only_legal(_is_legal(mask, action), states, legal, rows, action))
+        return _Step(stage, rows, observation, source, mask, action)
+    mask = env.symmetry_mask(states, distinct, stage)
+    action = chooser.discrete(stage, hidden, states, rows, mask, source=source)
+    rows_kept, action_kept = _only_legal(_is_legal(mask, action, source), states, legal, rows, action)
+    env.step_symmetry(states, rows_kept, stage, action_kept)
+    return _Step(stage, rows, observation, source, mask, action)
 
 
-def _observe(env: CrystalEnv, states: States, rows: Tensor, stage: Stage) -> tuple[Observation, Tensor]:
-    """Return the distinct observations of ``rows`` and which one each row sees.
+def _distinct(states: States, rows: Tensor, stage: Stage) -> tuple[Tensor, Tensor | None]:
+    """Return one walk of each distinct state among ``rows``, and the index of the state that each row is in.
 
-    Up to the space group a state is (lattice system, point symmetry), so a batch of any size holds
-    1, 8 or 26 distinct ones and the network sees each of them once.
+    Up to the space group a state is (lattice system, point symmetry), before the first element it is the space group,
+    so that a batch of any size holds 1, 8, 26 and at most 230 of them, and network and masks see each once. Later
+    states are taken as they come, with None for the index.
     """
-    if stage not in SYMMETRY_STAGES:
-        return env.observe(states, rows, stage), torch.arange(len(rows))
-    code = states.system[rows] * 8 + states.point[rows]
-    distinct, source = torch.unique(code, return_inverse=True)
-    first = torch.full((len(distinct),), len(rows)).scatter_reduce_(0, source, torch.arange(len(rows)), "amin")
-    return env.observe(states, rows[first], stage), source
+    if stage in SYMMETRY_STAGES:
+        code = states.system[rows] * 8 + states.point[rows]
+    elif stage == Stage.COMPOSITION and bool((states.last[rows] < 0).all()):
+        code = states.group[rows]
+    else:
+        return rows, None
+    values, source = torch.unique(code, return_inverse=True)
+    first = torch.empty_like(values)
+    first[source] = torch.arange(len(rows))  # any of the rows in a state will do
+    return rows[first], source
 
 
-def _is_legal(mask: Tensor, action: Tensor) -> Tensor:
+def _is_legal(mask: Tensor, action: Tensor, source: Tensor | None = None) -> Tensor:
     """Return (n,) bool; actions outside the mask's width are illegal."""
+    row = torch.arange(len(mask)) if source is None else source
     inside = action < mask.shape[1]
-    return mask.gather(1, torch.where(inside, action, 0)[:, None])[:, 0] & inside
+    return mask[row, torch.where(inside, action, 0)] & inside
+
+
+def _only_legal(keep: Tensor, states: States, legal: Tensor, rows: Tensor, *decisions: Tensor) -> tuple[Tensor, ...]:
+    """Return ``rows`` and ``decisions`` where ``keep`` is True; walks whose action is illegal are given up."""
+    if bool(keep.all()):
+        return (rows, *decisions)
+    given_up = rows[~keep]
+    legal[given_up] = False
+    states.stage[given_up] = int(Stage.TERMINAL)
+    return tuple(part[keep] for part in (rows, *decisions))
 
 
 class _PlanChooser:
@@ -143,8 +180,10 @@ class _PlanChooser:
     def encode(self, observation: Observation) -> Tensor:
         return observation.system
 
-    def discrete(self, stage: Stage, hidden: Tensor, states: States, rows: Tensor, mask: Tensor) -> Tensor:
-        del hidden
+    def discrete(
+        self, stage: Stage, hidden: Tensor, states: States, rows: Tensor, mask: Tensor, *, source: Tensor | None
+    ) -> Tensor:
+        del hidden, source
         plan = self.plan
         if stage == Stage.COMPOSITION:
             return plan.next_element(rows, states.last[rows])[0]
