@@ -19,7 +19,7 @@ from policies.policy import CrystalPolicy, PolicyConfig
 from policies.pretrained import Prior, load_prior
 from proxies import DensityProxy, load_pretrained
 
-_POOL = 4096  # samples of the prior that training mixes in as data
+_POOL = 4096  # most samples of the prior that training mixes in as data
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,13 @@ def start_policy(config: RunConfig, env: CrystalEnv, prior: Prior | None) -> Cry
 
 def start_trainer(config: RunConfig, parts: Parts) -> Trainer:
     """Return the trainer of a run, with samples of the prior as its data."""
+    n_data = round(config.train.data_fraction * config.train.batch_size * config.train.n_steps)
     return Trainer(
         parts.env,
         parts.policy,
         parts.target,
         config.train,
-        data=prior_samples(config, parts, _POOL) if config.train.data_fraction > 0 else None,
+        data=prior_samples(config, parts, min(_POOL, n_data)) if n_data else None,
         loss=config.loss,
         seed=config.seed,
     )

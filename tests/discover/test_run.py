@@ -90,7 +90,7 @@ def test_a_killed_run_resumes(tmp_path: Path) -> None:
         "reward=density",
         f"output={folder}",
         *TINY,
-        "train.n_steps=100000",
+        "train.n_steps=400",
     ]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -100,7 +100,7 @@ def test_a_killed_run_resumes(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     config = folder / "config.yaml"
-    config.write_text(config.read_text().replace("n_steps: 100000", "n_steps: 2"))
+    config.write_text(config.read_text().replace("n_steps: 400", "n_steps: 2"))
     run.main([f"resume={folder}"])
     assert len(pd.read_csv(folder / "candidates.csv")) == 30
 
