@@ -106,6 +106,10 @@ class CrystalEnv:
     def __init__(self, space: Space) -> None:
         self.space = space
         known = load_elements()
+        if list(space.elements) != [symbol for symbol in known if symbol in space.elements]:
+            raise RestrictionError(
+                f"Space.elements must be distinct and in order of increasing electronegativity, got {list(space.elements)}"
+            )
         self.elements = [known[symbol] for symbol in space.elements]
         capacity = build_capacity_table(space.max_count, conventional=space.conventional)
         self.table: CompositionTable = build_composition_table(
@@ -241,9 +245,7 @@ class CrystalEnv:
         goes_on = (element != self.n_elements).nonzero().flatten()
         chosen, rows = element[goes_on], rows[goes_on]
         moved = self.table.charges_after(states.last[rows], states.charges[rows], chosen)
-        legal = self.table.count_mask(
-            chosen, states.n_chosen[rows], states.n_atoms[rows], states.capacity[rows], moved
-        )
+        legal = self.table.count_mask(chosen, states.n_chosen[rows], states.n_atoms[rows], states.capacity[rows], moved)
         mask = torch.zeros(len(element), self.max_count + 1, dtype=torch.bool)
         mask[:, 0] = element == self.n_elements
         mask[goes_on] = legal
@@ -289,9 +291,9 @@ class CrystalEnv:
         stops = element == self.n_elements
         self._begin_lattice(states, rows[stops])
         rows, element, count = rows[~stops], element[~stops], count[~stops]
-        states.charges[rows] = charges[~stops].gather(
-            1, count[:, None, None, None].expand(-1, 1, *charges.shape[2:])
-        )[:, 0]
+        states.charges[rows] = charges[~stops].gather(1, count[:, None, None, None].expand(-1, 1, *charges.shape[2:]))[
+            :, 0
+        ]
         states.last[rows] = element
         states.n_chosen[rows] += 1
         states.n_atoms[rows] += count
@@ -376,7 +378,10 @@ class CrystalEnv:
         values = lattice.coordinates(crystals.lattice_parameters, reference)
         low, width = self.ranges[system].unbind(-1)[0], self.ranges[system].diff(dim=-1)[..., 0].clamp(min=1e-9)
         foreign = totals[:, self.n_elements] > 0
-        too_wide = (counts > 0).sum(dim=1) > self.max_orbits
+        unfit = (counts > 0).sum(dim=1) > self.max_orbits
+        if self.space.wyckoff:
+            multiplicity = self.letters.multiplicity[group].gather(1, letter.clamp(min=0))
+            unfit |= ((counts > 0) & (counts != multiplicity)).any(dim=1)
         return Plan(
             system=system,
             point=SYMMETRY.point_symmetry[group],
@@ -384,7 +389,7 @@ class CrystalEnv:
             totals=totals[:, : self.n_elements],
             letter=letter,
             unit=(values - low) / width,
-            impossible=foreign | too_wide | (totals[:, : self.n_elements].sum(dim=1) > self.space.n_atoms[1]),
+            impossible=foreign | unfit | (totals[:, : self.n_elements].sum(dim=1) > self.space.n_atoms[1]),
         )
 
     # --- internals ----------------------------------------------------------------------------------
