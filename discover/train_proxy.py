@@ -25,13 +25,14 @@ from discover.data import LABELS, PreparedData, prepare
 from envs.crystal import CrystalBatch
 from proxies import PRETRAINED, ProxyError
 from proxies.augment import AugmentConfig, draw_strain, drop_letters, random_alternative, strain
-from proxies.calibration import LogitCalibration, StdCalibration
+from proxies.calibration import LogitCalibration, StdCalibration, interval_coverage, spearman
 from proxies.elements import element_properties
 from proxies.ensemble import Calibration, PropertyEnsemble, occupied_width, take
 from proxies.equation_of_state import EquationOfState
 from proxies.features import Features, featurise
 from proxies.networks import NetworkConfig, OrbitNetwork
 from proxies.sklearn_ensemble import TreeEnsemble
+from proxies.stability import METASTABLE
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,9 @@ _NORMAL_VOLUME = 60.0  # Å³/atom; larger cells in the Materials Project are ex
 _LABEL_ORDER = ("formation_energy_per_atom", "e_above_hull", "band_gap")  # columns of TrainingData.labels
 _ERROR_WEIGHT = {"formation_energy_per_atom": 1.0, "e_above_hull": 0.5, "band_gap": 0.35}
 _SCALE_WEIGHT, _METAL_WEIGHT = 0.1, 0.2
+#: How calibration weighs the two intervals; chosen on the held-out rows.
+_ONE_SIGMA_SHARE = {"formation_energy_per_atom": 0.85, "e_above_hull": 0.8, "band_gap": 0.6}
+_FEWEST_ROWS = 10  # for a figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,20 +329,38 @@ def assemble(data: TrainingData, settings: ProxyTraining, folder: Path) -> Prope
     return ensemble
 
 
-def calibrate(ensemble: PropertyEnsemble, data: TrainingData) -> tuple[Calibration, dict[str, float]]:
-    """Return the calibration on the held-out rows, and the errors there before it."""
+def calibrate(ensemble: PropertyEnsemble, data: TrainingData) -> tuple[Calibration, dict[str, dict[str, float]]]:
+    """Return the calibration on the held-out rows, and the figures there: over all, and over those near the hull."""
     rows = data.held_out_rows
     raw = ensemble.raw_outputs(data.crystals.select(rows))
     labels = data.labels[rows].double()
     metal = labels[:, 2] < METAL_GAP
+    near_hull = labels[:, 1] < METASTABLE
+    hull = raw.mean["e_above_hull"]
     std: dict[str, StdCalibration] = {}
-    figures: dict[str, float] = {}
+    figures: dict[str, dict[str, float]] = {}
     for column, name in enumerate(_LABEL_ORDER):
         known = ~labels[:, column].isnan()
         known = known & ~metal if name == "band_gap" else known
-        error = (raw.mean[name] - labels[:, column])[known]
-        std[name] = StdCalibration.fit(error, raw.std[name][known])
-        figures[f"{name}_mae" if name != "band_gap" else "band_gap_of_non_metals_mae"] = float(error.abs().mean())
+        error = raw.mean[name] - labels[:, column]
+        std[name] = StdCalibration.fit(
+            error[known],
+            raw.std[name][known],
+            None if name == "band_gap" else hull[known],
+            one_sigma_share=_ONE_SIGMA_SHARE[name],
+        )
+        calibrated = std[name](raw.std[name], hull)
+        for rows_name, chosen in (("all", known), ("near_hull", known & near_hull)):
+            if int(chosen.sum()) < _FEWEST_ROWS:
+                continue
+            one, two = interval_coverage(error[chosen], calibrated[chosen])
+            figures[f"{name}_{rows_name}"] = {
+                "n": int(chosen.sum()),
+                "mae": float(error[chosen].abs().mean()),
+                "coverage_1sigma": one,
+                "coverage_2sigma": two,
+                "spearman_error_sigma": spearman(error[chosen].abs(), calibrated[chosen]),
+            }
     known = ~labels[:, 2].isnan()
     return Calibration(std, LogitCalibration.fit(raw.metal_logit[known], metal[known])), figures
 

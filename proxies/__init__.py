@@ -10,7 +10,7 @@ from proxies.density import DensityProxy
 from proxies.ensemble import PropertyEnsemble
 from proxies.formation_energy import FormationEnergyProxy
 from proxies.stability import StabilityProxy, p_metastable
-from proxies.views import PRETRAINED, load_pretrained
+from proxies.views import PRETRAINED, load_ensemble, load_pretrained
 
 __all__ = [
     "PRETRAINED",
@@ -22,6 +22,7 @@ __all__ = [
     "Proxy",
     "ProxyError",
     "StabilityProxy",
+    "load_ensemble",
     "load_pretrained",
     "median_gap",
     "p_metastable",

@@ -5,7 +5,7 @@ standard deviation is multiplied by the factor that makes the 68.3 % and 95.4 % 
 range of the raw standard deviation, since small and large ones are wrong by different factors.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import torch
@@ -22,51 +22,104 @@ _SHORTEST_STEP = 1e-6
 
 
 @dataclass(frozen=True)
-class StdCalibration:
-    """Factor on the standard deviation as a piecewise linear function of its logarithm."""
+class FactorCurve:
+    """A factor as a piecewise linear function of one variable; its logarithm is kept beyond the outer knots."""
 
-    log_std: tuple[float, ...]  # knots, ascending
+    knots: tuple[float, ...]  # ascending
     log_factor: tuple[float, ...]
 
     @classmethod
-    def fit(cls, error: Tensor, std: Tensor, n_bins: int = 8) -> Self:
-        """Return the calibration of (n,) held-out errors and their raw standard deviations.
+    def fit(cls, variable: Tensor, ratio: Tensor, *, n_bins: int = 8, one_sigma_share: float = 0.5) -> Self:
+        """Return the factors that make intervals right in each range of (n,) `variable`.
+
+        Errors have heavier tails than a Gaussian, so one factor cannot make both intervals right.
+
+        Args:
+            variable: (n,) what the factor depends on.
+            ratio: (n,) held-out errors over their standard deviations, absolute.
+            n_bins: Ranges with a factor of their own, at most one per 100 rows.
+            one_sigma_share: Weight of the factor that makes the 68.3 % interval right; the rest goes to the 95.4 % one.
 
         Raises:
             ProxyError: If there are fewer than 50 rows.
         """
-        n = len(error)
+        n = len(ratio)
         if n < _MIN_ROWS:
             raise ProxyError(f"calibration needs at least {_MIN_ROWS} held-out rows, got {n}")
-        n_bins = max(1, min(n_bins, n // _ROWS_PER_BIN))
-        order = std.argsort()
         knots, factors = [], []
-        for rows in order.tensor_split(n_bins):
-            ratio = (error[rows].abs() / std[rows]).double()
-            one, two = ratio.quantile(ONE_SIGMA), ratio.quantile(TWO_SIGMA) / 2.0
-            knots.append(float(std[rows].log().median()))
-            factors.append(float((one.clamp_min(1e-6).log() + two.clamp_min(1e-6).log()) / 2.0))
+        for rows in variable.argsort().tensor_split(max(1, min(n_bins, n // _ROWS_PER_BIN))):
+            part = ratio[rows].double()
+            one, two = part.quantile(ONE_SIGMA).clamp_min(1e-6), part.quantile(TWO_SIGMA).clamp_min(1e-6) / 2.0
+            knots.append(float(variable[rows].median()))
+            factors.append(float(one_sigma_share * one.log() + (1.0 - one_sigma_share) * two.log()))
         return cls(tuple(knots), tuple(factors))
 
-    def __call__(self, std: Tensor) -> Tensor:
-        """Return (n,) calibrated standard deviations; beyond the outer knots their factor is kept."""
-        knots = torch.tensor(self.log_std, dtype=std.dtype, device=std.device)
-        factors = torch.tensor(self.log_factor, dtype=std.dtype, device=std.device)
+    def __call__(self, variable: Tensor) -> Tensor:
+        """Return (n,) factors."""
+        knots = torch.tensor(self.knots, dtype=variable.dtype, device=variable.device)
+        factors = torch.tensor(self.log_factor, dtype=variable.dtype, device=variable.device)
         if len(knots) == 1:
-            return std * factors.exp()
-        log_std = std.log().clamp(knots[0], knots[-1])
-        right = torch.searchsorted(knots, log_std).clamp(1, len(knots) - 1)
-        share = (log_std - knots[right - 1]) / (knots[right] - knots[right - 1])
-        return std * (factors[right - 1] + share * (factors[right] - factors[right - 1])).exp()
+            return factors.exp().expand(len(variable))
+        inside = variable.clamp(knots[0], knots[-1])
+        right = torch.searchsorted(knots, inside).clamp(1, len(knots) - 1)
+        share = (inside - knots[right - 1]) / (knots[right] - knots[right - 1]).clamp_min(1e-9)
+        return (factors[right - 1] + share * (factors[right] - factors[right - 1])).exp()
 
-    def to_json(self) -> dict[str, list[float]]:
+
+@dataclass(frozen=True)
+class StdCalibration:
+    """Factor on the standard deviation: one by its own size, and one by the predicted energy above the hull.
+
+    The second is for energies: among crystals of equal raw standard deviation, those far above the hull err more.
+    """
+
+    by_std: FactorCurve  # of the log of the raw standard deviation
+    by_hull: FactorCurve | None = None  # of the predicted energy above the hull in eV/atom
+
+    @classmethod
+    def none(cls) -> Self:
+        """Return the calibration that changes nothing."""
+        return cls(FactorCurve((0.0,), (0.0,)))
+
+    @classmethod
+    def fit(
+        cls,
+        error: Tensor,
+        std: Tensor,
+        e_above_hull: Tensor | None = None,
+        *,
+        n_bins: int = 8,
+        one_sigma_share: float = 0.5,
+    ) -> Self:
+        """Return the calibration of (n,) held-out errors, their raw standard deviations and, for energies, the hull.
+
+        Raises:
+            ProxyError: If there are fewer than 50 rows.
+        """
+        ratio = error.abs() / std
+        by_std = FactorCurve.fit(std.log(), ratio, n_bins=n_bins, one_sigma_share=one_sigma_share)
+        if e_above_hull is None:
+            return cls(by_std)
+        ratio = ratio / by_std(std.log())
+        return cls(by_std, FactorCurve.fit(e_above_hull, ratio, n_bins=n_bins, one_sigma_share=one_sigma_share))
+
+    def __call__(self, std: Tensor, e_above_hull: Tensor) -> Tensor:
+        """Return (n,) calibrated standard deviations from raw ones and the predicted energies above the hull."""
+        calibrated = std * self.by_std(std.log())
+        return calibrated if self.by_hull is None else calibrated * self.by_hull(e_above_hull)
+
+    def to_json(self) -> dict[str, Any]:
         """Return the calibration as JSON content."""
-        return {"log_std": list(self.log_std), "log_factor": list(self.log_factor)}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
         """Return the calibration that `to_json` wrote."""
-        return cls(tuple(map(float, content["log_std"])), tuple(map(float, content["log_factor"])))
+        curves = {
+            name: None if curve is None else FactorCurve(tuple(curve["knots"]), tuple(curve["log_factor"]))
+            for name, curve in content.items()
+        }
+        return cls(**curves)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -130,4 +183,5 @@ def _ranks(values: Tensor) -> Tensor:
     """Return (n,) float64 ranks, ties averaged."""
     _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(0)
-    return (last - (counts - 1) / 2.0).double()[inverse]
+    ranks: Tensor = last - (counts - 1) / 2.0
+    return ranks.double()[inverse]

@@ -46,7 +46,7 @@ class Calibration:
     @classmethod
     def none(cls) -> Self:
         """Return the calibration that changes nothing."""
-        return cls({name: StdCalibration((0.0,), (0.0,)) for name in LEARNED}, LogitCalibration(1.0, 0.0))
+        return cls({name: StdCalibration.none() for name in LEARNED}, LogitCalibration(1.0, 0.0))
 
 
 class PropertyEnsemble:
@@ -76,7 +76,8 @@ class PropertyEnsemble:
         are those of the whole.
         """
         raw = self.raw_outputs(crystals)
-        std = {name: self.calibration.std[name](raw.std[name]) for name in LEARNED}
+        hull = raw.mean["e_above_hull"]
+        std = {name: self.calibration.std[name](raw.std[name], hull) for name in LEARNED}
         p_metal = self.calibration.metal(raw.metal_logit).clamp(_sigmoid(-_MAX_LOGIT), _sigmoid(_MAX_LOGIT))
         gap, spread = raw.mean["band_gap"], std["band_gap"]
         mean = (1.0 - p_metal) * gap

@@ -23,9 +23,10 @@ from proxies.base import Prediction, ProxyError
 from proxies.calibration import LogitCalibration, StdCalibration
 from proxies.elements import element_properties
 from proxies.features import N_LATTICE_SYSTEMS, N_POINT_SYMMETRIES, featurise, position_table
+from proxies.views import TREES
 
 FORMAT = "crystal-discover tree ensemble 1"
-WEIGHTS, DESCRIPTION = "trees.safetensors", "trees.json"
+WEIGHTS, DESCRIPTION = "trees.safetensors", TREES
 METAL_GAP = 1e-4  # eV; smaller gaps are metals
 ENERGIES = ("formation_energy_per_atom", "e_above_hull")
 _ARRAYS = ("feature", "threshold", "left", "right", "mean", "variance", "roots")
@@ -154,11 +155,13 @@ class TreeEnsemble:
         results = {}
         for name in ENERGIES:
             mean, variance = moments[name]
-            results[name] = Prediction(mean, self.std[name](variance.clamp_min(1e-8).sqrt()))
+            results[name] = Prediction(
+                mean, self.std[name](variance.clamp_min(1e-8).sqrt(), moments["e_above_hull"][0])
+            )
         p_metal = self.metal(moments["metal"][0].clamp(_LOWEST_P, 1.0 - _LOWEST_P).logit())
         p_metal = p_metal.clamp(_LOWEST_P / 10.0, 1.0 - _LOWEST_P / 10.0)
         gap, variance = moments["gap_of_non_metals"]
-        spread = self.std["band_gap"](variance.clamp_min(1e-8).sqrt())
+        spread = self.std["band_gap"](variance.clamp_min(1e-8).sqrt(), moments["e_above_hull"][0])
         mean = (1.0 - p_metal) * gap
         total = (1.0 - p_metal) * (spread**2 + gap**2) - mean**2
         results["band_gap"] = Prediction(mean, total.sqrt(), p_metal)

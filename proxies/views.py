@@ -10,6 +10,14 @@ from proxies.base import Prediction
 from proxies.ensemble import PropertyEnsemble
 
 PRETRAINED = Path(__file__).parent / "pretrained"
+TREES = "trees.json"
+
+
+class PredictsAll(Protocol):
+    """Predicts several properties in one pass; networks and trees both do."""
+
+    def predict_all(self, crystals: CrystalBatch) -> Mapping[str, Prediction]:
+        """Return a prediction of each property it knows."""
 
 
 @cache
@@ -22,11 +30,17 @@ def load_pretrained() -> PropertyEnsemble:
     return PropertyEnsemble.load(PRETRAINED)
 
 
-class PredictsAll(Protocol):
-    """Predicts several properties in one pass; networks and trees both do."""
+def load_ensemble(folder: Path) -> PredictsAll:
+    """Return the ensemble in `folder`, whichever kind was saved there: networks or trees.
 
-    def predict_all(self, crystals: CrystalBatch) -> Mapping[str, Prediction]:
-        """Return a prediction of each property it knows."""
+    Raises:
+        ProxyError: If there is none, or its files are damaged.
+    """
+    if (folder / TREES).is_file():
+        from proxies.sklearn_ensemble import TreeEnsemble  # noqa: PLC0415 - scikit-learn takes a second to import
+
+        return TreeEnsemble.load(folder)
+    return PropertyEnsemble.load(folder)
 
 
 class PropertyView:

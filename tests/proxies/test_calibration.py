@@ -1,10 +1,12 @@
 """Calibrated intervals cover what they say, on errors that were not used to calibrate."""
 
+import json
+
 import pytest
 import torch
 
 from proxies import ProxyError
-from proxies.calibration import LogitCalibration, StdCalibration, interval_coverage, spearman
+from proxies.calibration import FactorCurve, LogitCalibration, StdCalibration, interval_coverage, spearman
 
 
 def wrong_stds(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,22 +21,38 @@ def test_coverage_is_right_in_every_range_of_the_std() -> None:
     calibration = StdCalibration.fit(error, std, n_bins=8)
     error, std = wrong_stds(20_000, seed=1)
     for rows in std.argsort().tensor_split(4):
-        one, two = interval_coverage(error[rows], calibration(std[rows]))
+        one, two = interval_coverage(error[rows], calibration(std[rows], std[rows]))
         assert one == pytest.approx(0.683, abs=0.03)  # 5,000 rows: three standard errors are 0.02
         assert two == pytest.approx(0.954, abs=0.02)
     assert interval_coverage(error, std)[0] < 0.62  # uncalibrated, for comparison
 
 
+def test_energies_far_above_the_hull_get_their_own_factor() -> None:
+    generator = torch.Generator().manual_seed(0)
+    n = 20_000
+    std, hull = torch.full((n,), 0.1).double(), torch.rand(n, generator=generator, dtype=torch.float64)
+    error = (0.05 + 0.2 * hull) * torch.randn(n, generator=generator, dtype=torch.float64)
+    calibrated = StdCalibration.fit(error, std, hull)(std, hull)
+    for low in (0.1, 0.4, 0.7):
+        rows = (hull > low) & (hull < low + 0.2)
+        assert interval_coverage(error[rows], calibrated[rows])[0] == pytest.approx(0.683, abs=0.03)
+
+
 def test_calibration_keeps_the_order_beyond_the_outer_knots() -> None:
-    calibration = StdCalibration((-1.0, 1.0), (0.5, -0.5))
-    std = calibration(torch.tensor([1e-4, 1e-3, 1e2, 1e3], dtype=torch.float64))
+    calibration = StdCalibration(FactorCurve((-1.0, 1.0), (0.5, -0.5)))
+    raw = torch.tensor([1e-4, 1e-3, 1e2, 1e3], dtype=torch.float64)
+    std = calibration(raw, raw)
     assert (std[1:] > std[:-1]).all()
     assert std[0].item() == pytest.approx(1e-4 * 2.718281828**0.5)
 
 
 def test_calibration_survives_json() -> None:
     calibration = StdCalibration.fit(*wrong_stds(500, seed=0))
-    assert StdCalibration.from_json(calibration.to_json()) == calibration
+    assert StdCalibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
+    error, std = wrong_stds(500, seed=0)
+    both = StdCalibration.fit(error, std, std.flip(0))
+    assert both.by_hull is not None
+    assert StdCalibration.from_json(json.loads(json.dumps(both.to_json()))) == both
     platt = LogitCalibration(0.7, -0.2)
     assert LogitCalibration.from_json(platt.to_json()) == platt
 

@@ -6,7 +6,15 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from envs.crystal import CrystalBatch
-from proxies import BandGapProxy, DensityProxy, FormationEnergyProxy, Prediction, Proxy, StabilityProxy
+from proxies import (
+    BandGapProxy,
+    DensityProxy,
+    FormationEnergyProxy,
+    Prediction,
+    Proxy,
+    StabilityProxy,
+    load_ensemble,
+)
 from proxies.sklearn_ensemble import TreeEnsemble
 from proxies.views import PropertyView
 from tests.proxies.textbook import TEXTBOOK, random_crystals, textbook
@@ -127,7 +135,7 @@ def test_trees_learn_what_is_learnable(small_trees: TreeEnsemble) -> None:
 
 def test_trees_are_saved_as_arrays_and_read_back(small_trees: TreeEnsemble, tmp_path) -> None:
     small_trees.save(tmp_path)
-    again = TreeEnsemble.load(tmp_path)
+    again = load_ensemble(tmp_path)
     crystals = random_crystals(50)
     for name, prediction in small_trees.predict_all(crystals).items():
         assert torch.equal(moments(prediction), moments(again.predict_all(crystals)[name]))
