@@ -185,7 +185,7 @@ class CrystalEnv:
 
     def observe(self, states: States, rows: Tensor, stage: Stage) -> Observation:
         """Return what can be known of ``rows`` (all at ``stage``)."""
-        n_atoms = float(self.space.n_atoms[1])
+        n_atoms, n_elements = self.space.feature_scale
         coordinate = torch.full_like(rows, -1)
         unit = torch.zeros(len(rows), 2 * N_COORDINATES)
         if stage == Stage.LATTICE:
@@ -199,7 +199,7 @@ class CrystalEnv:
             [
                 states.counts[rows] / n_atoms,
                 states.letter_atoms[rows] / n_atoms,
-                (states.n_chosen[rows] / self.space.n_elements[1])[:, None],
+                (states.n_chosen[rows] / n_elements)[:, None],
                 (states.n_atoms[rows] / n_atoms)[:, None],
                 (states.n_left[rows] / n_atoms)[:, None],
                 (states.next_letter[rows] / MAX_LETTERS)[:, None],

@@ -66,6 +66,7 @@ class Space:
     required: tuple[str, ...] = ()
     max_atoms_per_element: int | None = None
     counts: tuple[tuple[str, tuple[int, ...]], ...] = field(default=())  # the counts an element may take
+    feature_scale: tuple[int, int] = (20, 6)  # atoms and elements relative to which features are; never narrowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,7 @@ def crystal_gfn_space() -> Space:
         wyckoff=False,
         box=Box(monoclinic_angle=(50.0, 150.0), triclinic_angle=(50.0, 150.0), length=(0.9, 100.0)),
         space_groups=_CRYSTAL_GFN_GROUPS,
+        feature_scale=(80, 5),
     )
 
 

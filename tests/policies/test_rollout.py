@@ -100,6 +100,16 @@ def test_walking_a_sampled_crystal_gives_its_decisions_and_probability(name: str
     assert_close(rebuilt.lattice_parameters, crystals.lattice_parameters, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["mp20", "crystal_gfn"])
+def test_a_policy_sees_the_same_features_under_a_restriction(name: str) -> None:
+    env = environment(name)
+    narrow = CrystalEnv(restrict(SPACES[name](), Restrictions(n_atoms=(2, 8), n_elements=(2, 3))))
+    crystals = narrow.crystals(draw(narrow, 50).states)
+    wide_records, narrow_records = walk(env, crystals).records, walk(narrow, crystals).records
+    for stage, record in narrow_records.items():
+        assert_close(record.observation.dense, wide_records[stage].observation.dense)
+
+
 def test_the_order_of_orbits_does_not_matter_for_a_walk() -> None:
     env = environment("mp20")
     crystals = env.crystals(draw(env, 100).states)
