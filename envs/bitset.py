@@ -35,10 +35,7 @@ def add(sets: Tensor, amount: Tensor) -> Tensor:
     """
     words = sets.shape[-1]
     if words == 1:
-        amount = amount.unsqueeze(-1)
-        # A shift by 62 or more is undefined on int64, so split it in two.
-        half = amount.clamp(max=WORD) // 2
-        return ((sets << half) << (amount.clamp(max=WORD) - half)) & _FULL
+        return (sets << amount.unsqueeze(-1).clamp(max=WORD)).bitwise_and_(_FULL)
     return _shift_words(sets, amount // WORD, amount % WORD)
 
 
@@ -56,14 +53,13 @@ def _shift_words(sets: Tensor, word_shift: Tensor, bit_shift: Tensor) -> Tensor:
     """Move members up by 62·word_shift + bit_shift, with bit_shift in 0..62 and word_shift of any sign."""
     words = sets.shape[-1]
     shape = torch.broadcast_shapes(sets.shape[:-1], word_shift.shape)
-    padded = torch.nn.functional.pad(sets, (1, 1)).expand(*shape, words + 2)
-    source = torch.arange(1, words + 1, device=sets.device) - word_shift.unsqueeze(-1)
+    padded = torch.nn.functional.pad(sets, (words + 1, words + 1)).expand(*shape, 3 * words + 2)
+    # Word j takes its upper bits from word j - word_shift and its lower ones from the word below that.
+    source = torch.arange(words, 2 * words + 1, device=sets.device) - word_shift.clamp(-words - 1, words).unsqueeze(-1)
+    window = padded.gather(-1, source.expand(*shape, words + 1))
     bit_shift = bit_shift.unsqueeze(-1)
-    same = padded.gather(-1, source.clamp(0, words + 1).expand(*shape, words))
-    below = padded.gather(-1, (source - 1).clamp(0, words + 1).expand(*shape, words))
-    half = bit_shift // 2
-    keep = _FULL >> bit_shift
-    return (((same & keep) << half) << (bit_shift - half)) | (below >> (WORD - bit_shift))
+    upper = (window[..., 1:] << bit_shift).bitwise_and_(_FULL)
+    return upper.bitwise_or_(window[..., :-1] >> (WORD - bit_shift))
 
 
 def members(sets: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ if the element chosen before it, with the same electronegativity, is a cation.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -63,6 +64,13 @@ class CompositionTable:
         n_chosen = n_chosen.clamp(max=self.limits.n_elements[1])
         return (n_chosen * self.n_budgets + budget) * self.capacity.n_states + capacity_state.clamp(min=0)
 
+    @cached_property
+    def first_charges(self) -> Tensor:
+        """(n_elements, max_count + 1, 2, words): ``charges_after`` for each element as the first one."""
+        charges = torch.zeros(self.n_elements, 2, self.after.shape[-1], dtype=torch.int64)
+        charges[:, CATIONS] = bitset.singleton(0, self.after.shape[-1])
+        return self.charges_after(torch.full((self.n_elements,), -1), charges, torch.arange(self.n_elements))
+
     def start_mask(self) -> Tensor:
         """Return (230,) bool, True where a composition can be completed from nothing."""
         zero = torch.zeros_like(self.capacity.start)
@@ -107,20 +115,23 @@ class CompositionTable:
         Rows of counts that the rule cannot charge are empty sets, as is column 0.
         """
         tied = self.tie_group[element] == self._group(last)
-        cations = charges[:, None, CATIONS]
-        anions = charges[:, None, ANIONS] | torch.where(tied[:, None, None], 0, cations)
-        out = charges.new_zeros(len(last), self.max_count + 1, 2, charges.shape[-1])
+        anions = charges[:, ANIONS] | torch.where(tied[:, None], 0, charges[:, CATIONS])
+        words = charges.shape[-1]
+        out = charges.new_empty(len(last), self.max_count + 1, 2, words)
         for phase, source, options, move in (
-            (CATIONS, cations, self.rule.positive, bitset.add),
+            (CATIONS, charges[:, CATIONS], self.rule.positive, bitset.add),
             (ANIONS, anions, self.rule.negative, bitset.subtract),
         ):
-            for option in range(options.shape[-1]):
-                # Elements differ in how many states they have; only the rows that have this one do the work.
-                has_option = options[:, 1:, option].amax(dim=1) >= 0
-                rows = has_option[element].nonzero().flatten()
-                amount = options[element[rows], :, option]
-                moved = move(source[rows], amount.clamp(min=0))
-                out[rows, :, phase] |= torch.where((amount >= 0).unsqueeze(-1), moved, 0)
+            # Elements differ in how many states they have; in falling order, those that have one more come first.
+            n_options = (options >= 0).sum(dim=-1).amax(dim=-1)
+            order = n_options[element].argsort(descending=True)
+            n_rows = torch.bincount(n_options[element], minlength=options.shape[-1] + 1).flip(0).cumsum(0).flip(0)
+            amounts = torch.where(options < 0, words * bitset.WORD, options)  # beyond the range, where nothing is left
+            moved = charges.new_zeros(len(last), self.max_count + 1, words)
+            for option, n in enumerate(n_rows[1:].tolist()):
+                rows = order[:n]
+                moved[:n] |= move(source[rows, None], amounts[element[rows], :, option])
+            out[order, :, phase] = moved
         out[:, 0] = 0
         return out
 

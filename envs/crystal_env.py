@@ -58,7 +58,9 @@ class States:
     n_left: Tensor  # (n,) int64 atoms of the current element without a letter
     good: Tensor  # (n,) int64 bits of the residual capacities from which the crystal can be completed
     counts: Tensor  # (n, n_elements) int64 atoms per element, in building order
-    letter_atoms: Tensor  # (n, 27) int64 atoms per letter
+    features: (
+        Tensor  # (n, n_features) float32: atoms per element and per letter as ``observe`` shows them, zeros beyond
+    )
     orbit_element: Tensor  # (n, max_orbits) int64 position of the element
     orbit_letter: Tensor  # (n, max_orbits) int64
     orbit_count: Tensor  # (n, max_orbits) int64 atoms in the environment's cell, 0 = padding
@@ -171,7 +173,7 @@ class CrystalEnv:
             n_left=zero.clone(),
             good=zero.clone(),
             counts=torch.zeros(n, self.n_elements, dtype=torch.int64),
-            letter_atoms=torch.zeros(n, MAX_LETTERS, dtype=torch.int64),
+            features=torch.zeros(n, self.n_features),
             orbit_element=orbits.clone(),
             orbit_letter=orbits - 1,
             orbit_count=orbits.clone(),
@@ -185,29 +187,22 @@ class CrystalEnv:
 
     def observe(self, states: States, rows: Tensor, stage: Stage) -> Observation:
         """Return what can be known of ``rows`` (all at ``stage``)."""
-        n_atoms, n_elements = self.space.feature_scale
+        dense = states.features[rows]
+        scalars = dense[:, self.n_elements + MAX_LETTERS :]
+        scalars[:, 0] = states.n_chosen[rows] / self.space.feature_scale[1]
+        scalars[:, 1] = states.n_atoms[rows] / self.space.feature_scale[0]
+        scalars[:, 2] = states.n_left[rows] / self.space.feature_scale[0]
+        scalars[:, 3] = states.next_letter[rows] / MAX_LETTERS
+        scalars[:, 4] = float(self.space.chemistry == "ionic")
         coordinate = torch.full_like(rows, -1)
-        unit = torch.zeros(len(rows), 2 * N_COORDINATES)
         if stage == Stage.LATTICE:
             coordinate = self._coordinate(states, rows)
             system = states.system[rows]
             width = (self.ranges[system, :, 1] - self.ranges[system, :, 0]).clamp(min=1e-9)
             known = self._chosen_coordinates(system, states.lattice_step[rows])
             scaled = (states.values[rows] - self.ranges[system, :, 0]) / width
-            unit = torch.cat([torch.where(known, scaled, 0.0), known], dim=-1).float()
-        dense = torch.cat(
-            [
-                states.counts[rows] / n_atoms,
-                states.letter_atoms[rows] / n_atoms,
-                (states.n_chosen[rows] / n_elements)[:, None],
-                (states.n_atoms[rows] / n_atoms)[:, None],
-                (states.n_left[rows] / n_atoms)[:, None],
-                (states.next_letter[rows] / MAX_LETTERS)[:, None],
-                torch.full((len(rows), 1), float(self.space.chemistry == "ionic")),
-                unit,
-            ],
-            dim=-1,
-        )
+            scalars[:, -2 * N_COORDINATES : -N_COORDINATES] = torch.where(known, scaled, 0.0)
+            scalars[:, -N_COORDINATES:] = known
         return Observation(
             stage=torch.full_like(rows, int(stage)),
             coordinate=coordinate,
@@ -244,8 +239,13 @@ class CrystalEnv:
         """
         goes_on = (element != self.n_elements).nonzero().flatten()
         chosen, rows = element[goes_on], rows[goes_on]
-        moved = self.table.charges_after(states.last[rows], states.charges[rows], chosen)
+        if bool((states.last[rows] < 0).all()):
+            moved = self.table.first_charges[chosen]
+        else:
+            moved = self.table.charges_after(states.last[rows], states.charges[rows], chosen)
         legal = self.table.count_mask(chosen, states.n_chosen[rows], states.n_atoms[rows], states.capacity[rows], moved)
+        if len(chosen) == len(element):
+            return legal, moved
         mask = torch.zeros(len(element), self.max_count + 1, dtype=torch.bool)
         mask[:, 0] = element == self.n_elements
         mask[goes_on] = legal
@@ -290,14 +290,14 @@ class CrystalEnv:
         """Add ``count`` atoms of ``element``, or end the composition; ``charges`` comes from ``count_mask``."""
         stops = element == self.n_elements
         self._begin_lattice(states, rows[stops])
-        rows, element, count = rows[~stops], element[~stops], count[~stops]
-        states.charges[rows] = charges[~stops].gather(1, count[:, None, None, None].expand(-1, 1, *charges.shape[2:]))[
-            :, 0
-        ]
+        goes_on = (~stops).nonzero().flatten()
+        rows, element, count = rows[goes_on], element[goes_on], count[goes_on]
+        states.charges[rows] = charges[goes_on, count]
         states.last[rows] = element
         states.n_chosen[rows] += 1
         states.n_atoms[rows] += count
         states.counts[rows, element] = count
+        states.features[rows, element] = count / self.space.feature_scale[0]
         if self.space.wyckoff:
             states.n_left[rows] = count
             states.next_letter[rows] = 0
@@ -315,7 +315,7 @@ class CrystalEnv:
         states.used[rows] |= bit
         states.next_letter[rows] = letter + bit.ne(0)
         states.n_left[rows] -= multiplicity
-        states.letter_atoms[rows, letter] += multiplicity
+        states.features[rows, self.n_elements + letter] += multiplicity / self.space.feature_scale[0]
         self._append_orbit(states, rows, states.last[rows], letter, multiplicity)
         done = rows[states.n_left[rows] == 0]
         residual = self.letters.residual(states.group[done], states.used[done])

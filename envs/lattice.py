@@ -11,6 +11,7 @@ The reference measure of every density is the product of uniform measures over `
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ STEPS = torch.tensor(
     ]
 )
 N_FREE = (STEPS >= 0).sum(dim=1)
-IS_FREE = torch.stack([(STEPS == coordinate).any(dim=1) for coordinate in range(N_COORDINATES)], dim=1)
+IS_FREE = torch.stack([(coordinate == STEPS).any(dim=1) for coordinate in range(N_COORDINATES)], dim=1)
 _HEXAGONAL = torch.tensor([name in ("trigonal", "rhombohedral", "hexagonal") for name in LATTICE_SYSTEMS])
 #: (8, 3) angles in degrees that hold where they are not free.
 FIXED_ANGLES = torch.where(
@@ -76,15 +77,11 @@ class Box:
     volume_per_atom: tuple[float, float] | None = None  # Å³, hard
 
     def ranges(self) -> Tensor:
-        """Return (8, 6, 2) range of each coordinate that the unit interval stands for, before hard bounds."""
-        out = torch.zeros(len(LATTICE_SYSTEMS), N_COORDINATES, 2, dtype=torch.float64)
-        out[:, :VOLUME] = FIXED_ANGLES[:, :, None]
-        out[LATTICE_SYSTEMS.index("monoclinic"), BETA] = torch.tensor(self.monoclinic_angle, dtype=torch.float64)
-        out[LATTICE_SYSTEMS.index("triclinic"), :VOLUME] = torch.tensor(self.triclinic_angle, dtype=torch.float64)
-        out[:, VOLUME] = torch.tensor(VOLUME_RANGE, dtype=torch.float64)
-        for index, name in enumerate(LATTICE_SYSTEMS):
-            out[index, RATIO_B:] = torch.tensor(_RATIOS[name], dtype=torch.float64)
-        return out
+        """Return (8, 6, 2) range of each coordinate that the unit interval stands for, before hard bounds.
+
+        Every call returns the same tensor, which must not be changed.
+        """
+        return _ranges(self)
 
     def system_mask(self) -> Tensor:
         """Return (8,) bool: lattice systems with a cell whose angles obey the hard bounds."""
@@ -149,6 +146,18 @@ class Box:
         corners = torch.linalg.solve(normals[triples], limits[triples])
         inside = (corners @ normals.T >= limits - 1e-9).all(dim=1)
         return float(log_shape_factor(corners[inside]).min().exp())
+
+
+@cache
+def _ranges(box: Box) -> Tensor:
+    out = torch.zeros(len(LATTICE_SYSTEMS), N_COORDINATES, 2, dtype=torch.float64)
+    out[:, :VOLUME] = FIXED_ANGLES[:, :, None]
+    out[LATTICE_SYSTEMS.index("monoclinic"), BETA] = torch.tensor(box.monoclinic_angle, dtype=torch.float64)
+    out[LATTICE_SYSTEMS.index("triclinic"), :VOLUME] = torch.tensor(box.triclinic_angle, dtype=torch.float64)
+    out[:, VOLUME] = torch.tensor(VOLUME_RANGE, dtype=torch.float64)
+    for index, name in enumerate(LATTICE_SYSTEMS):
+        out[index, RATIO_B:] = torch.tensor(_RATIOS[name], dtype=torch.float64)
+    return out
 
 
 def _overlap(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
@@ -225,49 +234,53 @@ def _length_interval(
 ) -> tuple[Tensor, Tensor]:
     """Return the interval of v, s1 or s2 under the bounds on lengths and volume."""
     short, long = math.log(box.length[0]), math.log(box.length[1])
+    low, high = torch.empty_like(log_reference), torch.empty_like(log_reference)
+    rows = (coordinate == VOLUME).nonzero().flatten()
     shape = log_shape_factor(values[:, :VOLUME])
+    offset = shape[rows] - log_reference[rows]
+    low[rows], high[rows] = _volume_interval(
+        3 * short + offset, 3 * long + offset, log_reference[rows], n_atoms[rows], box
+    )
     total = log_reference + values[:, VOLUME] - shape  # log a + log b + log c
+    rows = (coordinate == RATIO_B).nonzero().flatten()
+    low[rows], high[rows] = _first_ratio_interval(total[rows], ranges[rows], short, long)
+    rows = (coordinate == RATIO_C).nonzero().flatten()
+    low[rows], high[rows] = _second_ratio_interval(total[rows], values[rows, RATIO_B], ranges[rows], short, long)
+    return low, high
+
+
+def _first_ratio_interval(total: Tensor, ranges: Tensor, short: float, long: float) -> tuple[Tensor, Tensor]:
+    """Return the interval of s1: every lower bound that s2 will have must stay under each of its upper bounds."""
     (b_low, b_high), (c_low, c_high) = ranges[:, RATIO_B].unbind(-1), ranges[:, RATIO_C].unbind(-1)
-    s1 = values[:, RATIO_B]
-    volume = _volume_interval(
-        3 * short + shape - log_reference, 3 * long + shape - log_reference, log_reference, n_atoms, box
-    )
-    # Every lower bound of s2 below stays under every upper bound: that is what s1 must ensure.
-    at_s1 = (
-        torch.stack(
-            [
-                b_low,
-                torch.full_like(total, short - long),
-                total - 3 * long,
-                total - 3 * long - c_high,
-                3 * short - total,
-                (c_low - total + 3 * short) / 2,
-                2 * c_low - 3 * long + total,
-            ]
-        ).amax(dim=0),
-        torch.stack(
-            [
-                b_high,
-                torch.full_like(total, long - short),
-                3 * long - total,
-                (c_high + 3 * long - total) / 2,
-                total - 3 * short,
-                2 * c_high - 3 * short + total,
-                total - 3 * short - c_low,
-            ]
-        ).amin(dim=0),
-    )
-    at_s2 = (
-        torch.stack([c_low, total - s1 - 3 * long, total + 2 * s1 - 3 * long, (3 * short - total + s1) / 2]).amax(
-            dim=0
-        ),
-        torch.stack([c_high, total - s1 - 3 * short, total + 2 * s1 - 3 * short, (3 * long - total + s1) / 2]).amin(
-            dim=0
-        ),
-    )
-    options = torch.stack([torch.stack(pair, dim=-1) for pair in (volume, at_s1, at_s2)], dim=1)
-    chosen = options[torch.arange(len(coordinate)), coordinate - VOLUME]
-    return chosen[:, 0], chosen[:, 1]
+    low = [
+        b_low,
+        torch.full_like(total, short - long),
+        total - 3 * long,
+        total - 3 * long - c_high,
+        3 * short - total,
+        (c_low - total + 3 * short) / 2,
+        2 * c_low - 3 * long + total,
+    ]
+    high = [
+        b_high,
+        torch.full_like(total, long - short),
+        3 * long - total,
+        (c_high + 3 * long - total) / 2,
+        total - 3 * short,
+        2 * c_high - 3 * short + total,
+        total - 3 * short - c_low,
+    ]
+    return torch.stack(low).amax(dim=0), torch.stack(high).amin(dim=0)
+
+
+def _second_ratio_interval(
+    total: Tensor, s1: Tensor, ranges: Tensor, short: float, long: float
+) -> tuple[Tensor, Tensor]:
+    """Return the interval of s2."""
+    c_low, c_high = ranges[:, RATIO_C].unbind(-1)
+    low = [c_low, total - s1 - 3 * long, total + 2 * s1 - 3 * long, (3 * short - total + s1) / 2]
+    high = [c_high, total - s1 - 3 * short, total + 2 * s1 - 3 * short, (3 * long - total + s1) / 2]
+    return torch.stack(low).amax(dim=0), torch.stack(high).amin(dim=0)
 
 
 def _volume_interval(
