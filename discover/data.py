@@ -274,6 +274,7 @@ def save_prepared(data: PreparedData, path: Path) -> None:
         try:
             np.savez_compressed(handle, allow_pickle=False, **arrays)
             handle.close()
+            Path(handle.name).chmod(0o644)  # temporary files are private, prepared data need not be
             Path(handle.name).replace(path)
         except BaseException:
             Path(handle.name).unlink(missing_ok=True)

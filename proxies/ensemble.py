@@ -136,6 +136,7 @@ class PropertyEnsemble:
         save_file(tensors, weights)
         text = folder / f"{DESCRIPTION}.partial"
         text.write_text(json.dumps(description, indent=1) + "\n")
+        weights.chmod(0o644)  # safetensors writes private files
         weights.replace(folder / WEIGHTS)
         text.replace(folder / DESCRIPTION)
 
