@@ -19,7 +19,7 @@ from policies.policy import CrystalPolicy, PolicyConfig
 from policies.pretrained import Prior, load_prior
 from proxies import DensityProxy, load_pretrained
 
-_POOL = 4096  # most samples of the prior that training mixes in as data
+_POOL = 8192  # most samples of the prior that training mixes in as data
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ Target = float | tuple[float, float]
 
 REWARDS = ("density", "formation_energy", "bandgap", "stability", "oxidation_score")
 TARGET_UNITS = {"bandgap": "eV", "density": "g/cm^3"}
-#: Prior exponent α per reward (design.md section 3; method note 1.4); the smallest of a product's terms counts.
-DEFAULT_ALPHA = {"density": 0.5, "formation_energy": 0.3, "bandgap": 0.3, "stability": 0.3, "oxidation_score": 0.3}
-DEFAULT_BETA = {"formation_energy": 8.0, "density": 1.0}
+#: Prior exponent α: 1 makes samples the posterior under the prior, given the reward (docs/choices.md).
+DEFAULT_ALPHA = 1.0
+DEFAULT_BETA = {"formation_energy": 8.0, "density": 1.0, "bandgap": 4.0}
 DEFAULT_KAPPA = 1.0
 DEFAULT_POINT_TOLERANCE = 0.25  # exp(-8 (y - t)^2), as published
 DEFAULT_WINDOW_TOLERANCE = 0.05
@@ -191,11 +191,12 @@ class RewardConfig:
         None, "multiply the reward by P(energy above hull < 0.1 eV/atom); null: on for bandgap, off otherwise"
     )
     alpha: float | None = option(
-        None, "exponent of the prior in the reward; 0 is the published setting; null: per reward, 0.3 or 0.5"
+        None, "exponent of the prior in the reward; 0 is the published setting; null: 1, or 0 where no prior applies"
     )
     beta: float | None = option(
         None,
-        "inverse temperature; formation_energy gives exp(-beta E), E in eV/atom; density density^beta; null: 8, 1",
+        "inverse temperature: exp(-beta E) of formation_energy, E in eV/atom; density^beta; "
+        "(expected utility x P(metastable))^beta of bandgap; null: 8, 1, 4",
     )
     kappa: float | None = option(
         None,
@@ -216,10 +217,10 @@ class RewardConfig:
         _require(self.beta is None or self.beta > 0, f"beta must be > 0, got {self.beta}")
         _require(self.kappa is None or self.kappa >= 0, f"kappa must be >= 0, got {self.kappa}")
         _require(self.tolerance is None or self.tolerance > 0, f"tolerance must be > 0, got {self.tolerance}")
-        takers = [name for name in DEFAULT_BETA if name in names and name not in self.targets()]
+        takers = [n for n in DEFAULT_BETA if n in names and (n == "bandgap" or n not in self.targets())]
         if self.beta is not None and not takers:
             raise ConfigError(
-                "beta applies to formation_energy and to density without a target; drop it or use tolerance"
+                "beta applies to bandgap, to formation_energy and to density without a target; drop it or use tolerance"
             )
         if self.kappa is not None and "formation_energy" not in names:
             raise ConfigError(f"kappa applies to reward=formation_energy, not to reward={self.reward}; drop it")
@@ -232,7 +233,7 @@ class RewardConfig:
         if self.stability_gate and "stability" in names:
             raise ConfigError("stability_gate=on and the reward stability are the same factor; drop one of them")
         if self.alpha is None:
-            object.__setattr__(self, "alpha", min(DEFAULT_ALPHA.get(name, 0.3) for name in names))
+            object.__setattr__(self, "alpha", DEFAULT_ALPHA)
 
     @property
     def terms(self) -> tuple[RewardTerm, ...]:
@@ -248,7 +249,7 @@ class RewardConfig:
         return {self._target_takers()[0]: self.target}
 
     def beta_of(self, name: str) -> float:
-        """Return the inverse temperature of `formation_energy` or `density`."""
+        """Return the inverse temperature of `formation_energy`, `density` or `bandgap`."""
         return DEFAULT_BETA[name] if self.beta is None else self.beta
 
     def kappa_value(self) -> float:

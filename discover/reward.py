@@ -111,6 +111,7 @@ class BandGapFactor:
     target: Target
     tolerance: float  # eV
     experiment: bool
+    beta: float = 1.0  # exponent of the expected utility
     needs: tuple[str, ...] = ("band_gap",)
 
     def log_value(self, crystals: CrystalBatch, predictions: Mapping[str, Prediction]) -> Tensor:
@@ -124,7 +125,7 @@ class BandGapFactor:
         lowest = self.target[0] if isinstance(self.target, tuple) else self.target
         if lowest == 0 and gap.p_metal is not None:
             log_value = torch.logaddexp(log_value, gap.p_metal.double().clamp_min(_SURELY).log())
-        return floored(log_value)
+        return floored(self.beta * log_value)
 
 
 @dataclass(frozen=True)
@@ -166,15 +167,17 @@ class FormationEnergyFactor:
 
 @dataclass(frozen=True)
 class StabilityFactor:
-    """P(energy above hull < 0.1 eV/atom) under the proxy's own uncertainty."""
+    """P(energy above hull < 0.1 eV/atom)^β under the proxy's own uncertainty."""
 
+    beta: float = 1.0
     needs: tuple[str, ...] = ("e_above_hull",)
 
     def log_value(self, crystals: CrystalBatch, predictions: Mapping[str, Prediction]) -> Tensor:
         """Return (n,) log probability."""
         del crystals
         above = predictions["e_above_hull"]
-        return floored(log_probability_below(above.mean.double(), above.std.double(), METASTABLE))
+        log_p = log_probability_below(above.mean.double(), above.std.double(), METASTABLE)
+        return floored(self.beta * log_p)
 
 
 @dataclass(frozen=True)
@@ -265,7 +268,8 @@ def build_reward(config: RewardConfig, properties: Properties) -> Reward:
     """
     factors = [(_factor(term, config), term.weight) for term in config.terms]
     if config.stability_gate:
-        factors.append((StabilityFactor(), 1.0))
+        sharp = any(term.name == "bandgap" for term in config.terms)
+        factors.append((StabilityFactor(config.beta_of("bandgap") if sharp else 1.0), 1.0))
     missing = {name for factor, _ in factors for name in factor.needs} - set(properties.names)
     if missing:
         raise RewardError(f"reward={config.reward} needs a proxy of {', '.join(sorted(missing))}")
@@ -280,7 +284,8 @@ def _factor(term: RewardTerm, config: RewardConfig) -> Factor:
     if term.name == "bandgap":
         if target is None:
             raise RewardError("reward=bandgap needs a target in eV, such as target=1.34")
-        return BandGapFactor(target, tolerance, experiment=config.gap_scale == "experiment")
+        experiment = config.gap_scale == "experiment"
+        return BandGapFactor(target, tolerance, experiment=experiment, beta=config.beta_of("bandgap"))
     if term.name == "density":
         return DensityFactor(config.beta_of("density"), target, tolerance)
     if term.name == "formation_energy":

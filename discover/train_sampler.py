@@ -72,6 +72,7 @@ class Trainer:
         self.env, self.policy, self.target, self.config, self.loss = env, policy, target, config, loss
         self.data = data
         self.data_terms = target.terms(data) if data is not None else None
+        self.data_odds = _odds(self.data_terms.log_reward) if self.data_terms is not None else None
         self.generator = torch.Generator().manual_seed(seed)
         self.log_Z = nn.Parameter(torch.zeros((), dtype=torch.float64))
         groups = [
@@ -136,8 +137,8 @@ class Trainer:
             given.append(CrystalBatch(*(drawn.rows[name] for name in _CRYSTAL_COLUMNS)))
             names = ("log_reward", "log_prior", "log_measure", "log_images")
             terms.append(Terms(*(drawn.rows[name] for name in names)))
-        if n_data and self.data is not None and self.data_terms is not None:
-            rows = torch.randint(len(self.data), (n_data,), generator=self.generator)
+        if n_data and self.data is not None and self.data_terms is not None and self.data_odds is not None:
+            rows = torch.multinomial(self.data_odds, n_data, replacement=True, generator=self.generator)
             given.append(self.data.select(rows))
             terms.append(self.data_terms.select(rows))
         log_pf = chooser.log_prob(own.n)
@@ -249,6 +250,11 @@ def _padded(crystals: CrystalBatch, width: int) -> CrystalBatch:
         pad(crystals.counts, (0, missing)),
         crystals.lattice_parameters,
     )
+
+
+def _odds(log_reward: Tensor) -> Tensor:
+    """Return (n,) odds with which data are drawn: half of the draws uniform, half in proportion to √reward."""
+    return 0.5 / len(log_reward) + 0.5 * torch.softmax(0.5 * log_reward, dim=0)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ def test_the_main_job_takes_one_reward_and_one_target() -> None:
     config = run_config("reward=bandgap", "target=1.34")
     assert config.targets() == {"bandgap": 1.34}
     assert config.stability_gate is True
-    assert config.alpha == pytest.approx(0.3)
+    assert config.alpha == 1.0
     assert config.tolerance_of(1.34) == pytest.approx(0.25)
 
 
@@ -181,7 +181,7 @@ def test_resume_needs_nothing_else_and_takes_nothing_else() -> None:
 
 
 def test_python_callers_get_the_same_checks() -> None:
-    assert RewardConfig(reward="density").alpha == pytest.approx(0.5)
+    assert RewardConfig(reward="density").alpha == 1.0
     with pytest.raises(ConfigError, match="needs a target"):
         RewardConfig(reward="bandgap")
 

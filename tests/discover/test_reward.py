@@ -95,8 +95,10 @@ def test_the_gap_reward_is_expected_utility_times_non_metal_times_stability() ->
     width = math.hypot(0.25, std)
     utility = (1 - p_metal) * 0.25 / width * math.exp(-((gap - 1.34) ** 2) / (2 * width**2))
     gate = norm.cdf((0.1 - 0.05) / 0.05)
-    assert log_reward(RewardConfig(target=1.34), band_gap=whole) == pytest.approx(math.log(utility * gate), abs=1e-5)
-    without = RewardConfig(target=1.34, stability_gate=False)
+    plain, sharp = RewardConfig(target=1.34, beta=1), RewardConfig(target=1.34)
+    assert log_reward(plain, band_gap=whole) == pytest.approx(math.log(utility * gate), abs=1e-5)
+    assert log_reward(sharp, band_gap=whole) == pytest.approx(4 * math.log(utility * gate), abs=1e-4)
+    without = RewardConfig(target=1.34, beta=1, stability_gate=False)
     assert log_reward(without, band_gap=whole) == pytest.approx(math.log(utility), abs=1e-5)
 
 
@@ -116,7 +118,7 @@ def test_on_the_experimental_scale_the_target_is_met_by_a_smaller_pbe_gap() -> N
 def test_metals_meet_a_target_of_zero_and_no_other() -> None:
     metal = KnownProxy("band_gap", 0.01, 0.02, p_metal=0.99)
     zero, small = (RewardConfig(target=target, stability_gate=False) for target in (0.0, 0.3))
-    assert log_reward(zero, band_gap=metal) == pytest.approx(0.0, abs=0.02)
+    assert log_reward(zero, band_gap=metal) == pytest.approx(0.0, abs=4 * 0.02)
     assert log_reward(small, band_gap=metal) < -4
 
 
