@@ -38,12 +38,13 @@ def random_image(crystals: CrystalBatch, box: Box, generator: torch.Generator) -
     return image(crystals, weight.argmax(dim=1))
 
 
-def alternatives_inside(crystals: CrystalBatch, box: Box) -> Tensor:
-    """Return (n, max_alternatives) bool: alternatives that exist and keep the axis ratios inside ``box``."""
+def alternatives_inside(crystals: CrystalBatch, box: Box, width: int | None = None) -> Tensor:
+    """Return (n, width) bool: alternatives that exist and keep the axis ratios inside ``box``; None = all columns."""
     group = crystals.space_group - 1
-    exists = torch.arange(SYMMETRY.max_alternatives) < SYMMETRY.n_alternatives[group][:, None]
-    lengths = crystals.lattice_parameters[:, None, :3].expand(-1, SYMMETRY.max_alternatives, -1).log()
-    permuted = lengths.gather(2, SYMMETRY.alternative_axes[group])
+    width = SYMMETRY.max_alternatives if width is None else width
+    exists = torch.arange(width) < SYMMETRY.n_alternatives[group][:, None]
+    lengths = crystals.lattice_parameters[:, :3].log()[:, None].expand(-1, width, -1)
+    permuted = lengths.gather(2, SYMMETRY.alternative_axes[group, :width])
     ratios = permuted[:, :, 1:] - permuted[:, :, :1]
     bounds = box.ranges()[SYMMETRY.lattice_system[group], lattice.RATIO_B :]
     edge = 1e-6
@@ -58,10 +59,9 @@ def log_n_images(crystals: CrystalBatch, box: Box) -> Tensor:
     """
     n_alternatives = SYMMETRY.n_alternatives[crystals.space_group - 1]
     out = torch.zeros(len(crystals), dtype=torch.float64)
-    several = (n_alternatives > 1).nonzero().flatten()
-    several = several[n_alternatives[several].argsort()]
-    for rows in several.split(_CHUNK):
-        out[rows] = _n_images(crystals.select(rows), box, int(n_alternatives[rows].max())).double().log()
+    for width in n_alternatives[n_alternatives > 1].unique().tolist():
+        for rows in (n_alternatives == width).nonzero().flatten().split(_CHUNK):
+            out[rows] = _n_images(crystals.select(rows), box, width).double().log()
     return out
 
 
@@ -75,7 +75,7 @@ def _n_images(crystals: CrystalBatch, box: Box, width: int) -> Tensor:
     signature = torch.where(crystals.counts[:, None] > 0, _HASH[code], 0).sum(dim=-1)
     axes = SYMMETRY.alternative_axes[group, :width] @ torch.tensor([9, 3, 1])
     signature += _HASH[119 * (MAX_LETTERS + 1) + axes]
-    inside = alternatives_inside(crystals, box)[:, :width]
+    inside = alternatives_inside(crystals, box, width)
     # An image outside the box repeats the first one, so that it does not count.
     signature = torch.where(inside, signature, signature[:, :1]).sort(dim=1).values
     return 1 + (signature.diff(dim=1) != 0).sum(dim=1)

@@ -36,7 +36,7 @@ STEPS = torch.tensor(
     ]
 )
 N_FREE = (STEPS >= 0).sum(dim=1)
-IS_FREE = torch.stack([(coordinate == STEPS).any(dim=1) for coordinate in range(N_COORDINATES)], dim=1)
+IS_FREE = torch.stack([torch.eq(STEPS, coordinate).any(dim=1) for coordinate in range(N_COORDINATES)], dim=1)
 _HEXAGONAL = torch.tensor([name in ("trigonal", "rhombohedral", "hexagonal") for name in LATTICE_SYSTEMS])
 #: (8, 3) angles in degrees that hold where they are not free.
 FIXED_ANGLES = torch.where(
