@@ -54,7 +54,7 @@ class ProxyTraining:
     """Settings of one training; the defaults are those of the shipped ensemble."""
 
     n_members: int = 3
-    epochs: int = 60
+    epochs: int = 80
     batch_size: int = 256
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
@@ -264,7 +264,7 @@ def augmented(
 
 def run_buckets(network: OrbitNetwork, features: Features) -> Tensor:
     """Return (n, n_outputs) of a batch in three passes of similar width, so that little padding is computed."""
-    widths = occupied_width(features)
+    widths = occupied_width(features.fractions)
     order = widths.argsort()
     used, positions = features.positions.unique(return_inverse=True)
     features = replace(features, positions=positions)

@@ -16,7 +16,7 @@ from envs.crystal import CrystalBatch
 from proxies.base import Prediction, ProxyError
 from proxies.calibration import LogitCalibration, StdCalibration
 from proxies.features import Features, featurise
-from proxies.networks import NetworkConfig, OrbitNetwork
+from proxies.networks import N_OUTPUTS, NetworkConfig, OrbitNetwork
 
 LEARNED = ("formation_energy_per_atom", "band_gap", "e_above_hull")
 WEIGHTS, DESCRIPTION = "ensemble.safetensors", "ensemble.json"
@@ -94,17 +94,16 @@ class PropertyEnsemble:
     def raw_outputs(self, crystals: CrystalBatch) -> RawOutputs:
         """Return the moments of the ensemble before calibration."""
         first = self.members[0]
-        features = featurise(crystals, first.properties, first.log_volumes)
-        widths = occupied_width(features)
+        if len(crystals) == 0:
+            return _combine(torch.zeros(len(self.members), 0, N_OUTPUTS, dtype=torch.float64))
+        widths = occupied_width(crystals.counts)
         order = widths.argsort()
-        widths = widths[order]
         outputs = []
-        for start in range(0, len(order), _CHUNK):
-            chunk = take(features, order[start : start + _CHUNK], int(widths[start : start + _CHUNK][-1]))
+        for rows in order.split(_CHUNK):
+            chunk = cut(crystals.select(rows), int(widths[rows[-1]]))
+            features = featurise(chunk, first.properties, first.log_volumes)
             passes = zip(self.members, self._tables, strict=True)
-            outputs.append(torch.stack([member.outputs(chunk, *tables) for member, tables in passes]))
-        if not outputs:
-            return _combine(torch.zeros(len(self.members), 0, 7, dtype=torch.float64))
+            outputs.append(torch.stack([member.outputs(features, *tables) for member, tables in passes]))
         stacked = torch.cat(outputs, dim=1)
         restored = torch.empty_like(stacked)
         restored[:, order] = stacked
@@ -169,15 +168,25 @@ class PropertyEnsemble:
         return cls(members, calibration, description["facts"])
 
 
-def occupied_width(features: Features) -> Tensor:
-    """Return (n,) number of columns up to the last orbit."""
-    columns = torch.arange(1, features.fractions.shape[1] + 1, device=features.fractions.device)
-    return (columns * (features.fractions > 0)).amax(dim=-1)
+def occupied_width(counts: Tensor) -> Tensor:
+    """Return (n,) number of columns up to the last orbit of (n, width) counts or fractions, at least 1."""
+    columns = torch.arange(1, counts.shape[1] + 1, device=counts.device)
+    return (columns * (counts > 0)).amax(dim=-1).clamp_min(1)
+
+
+def cut(crystals: CrystalBatch, width: int) -> CrystalBatch:
+    """Return the crystals with their first `width` orbits."""
+    return CrystalBatch(
+        crystals.space_group,
+        crystals.elements[:, :width],
+        crystals.letters[:, :width],
+        crystals.counts[:, :width],
+        crystals.lattice_parameters,
+    )
 
 
 def take(features: Features, rows: Tensor, width: int) -> Features:
     """Return the features of `rows`, cut to the first `width` orbits."""
-    width = max(width, 1)
     return Features(
         features.elements[rows, :width],
         features.positions[rows, :width],
