@@ -101,6 +101,18 @@ def test_saved_ensemble_predicts_the_same(ensemble, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([WEIGHTS, DESCRIPTION])
 
 
+def test_threads_change_nothing_but_the_time(ensemble) -> None:
+    crystals, n_threads = random_crystals(700), torch.get_num_threads()
+    alone = ensemble.predict_all(crystals)["band_gap"].mean
+    try:
+        torch.set_num_threads(2)
+        together = ensemble.predict_all(crystals)["band_gap"].mean
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(n_threads)
+    assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
 def test_damaged_and_foreign_files_are_named(ensemble, tmp_path: Path) -> None:
     with pytest.raises(ProxyError, match="holds no readable proxy ensemble"):
         PropertyEnsemble.load(tmp_path)
