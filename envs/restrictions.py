@@ -140,7 +140,8 @@ def restrict(space: Space, restrictions: Restrictions) -> Space:
     n_required = len(narrowed.required)
     if n_required > narrowed.n_elements[1]:
         raise RestrictionError(
-            f"restrict.required names {n_required} elements but restrict.n_elements allows at most {narrowed.n_elements[1]}"
+            f"restrict.required names {n_required} elements but restrict.n_elements allows "
+            f"at most {narrowed.n_elements[1]}"
         )
     if narrowed.allowed is not None and len(narrowed.allowed) < narrowed.n_elements[0]:
         raise RestrictionError(
@@ -205,8 +206,8 @@ def _restrict_groups(space: Space, restrictions: Restrictions) -> tuple[int, ...
         unknown = [name for name in restrictions.crystal_systems if name not in CRYSTAL_SYSTEMS]
         if unknown:
             raise RestrictionError(
-                f"restrict.crystal_systems: unknown {', '.join(map(str, unknown))}{_hint(str(unknown[0]), CRYSTAL_SYSTEMS)}; "
-                f"choose from {', '.join(CRYSTAL_SYSTEMS)}"
+                f"restrict.crystal_systems: unknown {', '.join(map(str, unknown))}"
+                f"{_hint(str(unknown[0]), CRYSTAL_SYSTEMS)}; choose from {', '.join(CRYSTAL_SYSTEMS)}"
             )
         systems = {index for name in restrictions.crystal_systems for index in CRYSTAL_SYSTEMS[name]}
         groups = {g for g in groups if int(SYMMETRY.lattice_system[g - 1]) in systems}
@@ -228,7 +229,7 @@ def _restrict_box(box: Box, restrictions: Restrictions) -> Box:
         if low > high:
             raise RestrictionError(f"restrict.{name}={list(value)} lies outside the environment's {list(current)}")
         changes[name] = (float(low), float(high))
-    return replace(box, **changes)  # type: ignore[arg-type]  # names and values are the fields just listed
+    return replace(box, **changes)
 
 
 def _range(name: str, value: Sequence[int] | None, default: tuple[int, int]) -> tuple[int, int]:

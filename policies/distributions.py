@@ -68,7 +68,7 @@ class MaskedCategorical(Categorical):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return (n,) log-probability of actions ``value`` (n,) int64; -inf for a masked action."""
-        shape = torch.broadcast_shapes(value.shape, self.logits.shape[:-1])  # type: ignore[no-untyped-call]
+        shape = torch.broadcast_shapes(value.shape, self.logits.shape[:-1])
         return self.logits.expand(*shape, -1).gather(-1, value.expand(shape).unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:
@@ -161,7 +161,7 @@ class TruncatedLogisticMixture(Distribution):
     @property
     def support(self) -> Constraint:
         """The interval."""
-        return constraints.interval(self.low, self.high)  # type: ignore[no-untyped-call]
+        return constraints.interval(self.low, self.high)
 
     def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> TruncatedLogisticMixture:
         """Return the same distribution with its batch dimensions expanded to ``batch_shape``."""

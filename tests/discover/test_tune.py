@@ -172,7 +172,7 @@ def test_replay_and_data_cost_no_queries() -> None:
         ("output=x what=proxy data=x.csv queries=5", "queries does nothing with what=proxy"),
         ("output=x target=1 train.n_steps=5", "queries says"),
         ("output=x target=1 train={lr: 1}", "one by one"),
-        ("output=x target=1 trian.lr=5", "Did you mean train.lr"),
+        ("output=x target=1 trai.lr=5", "Did you mean train.lr"),
         ("output=x target=1 loud", "key=value"),
         ("output=x reward=bandgab target=1", "Did you mean bandgap"),
         ("output=x what=proxy data=nowhere.csv", "nowhere.csv"),
