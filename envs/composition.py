@@ -79,7 +79,10 @@ class CompositionTable:
 
     def alive(self, last: Tensor, context: Tensor, charges: Tensor) -> Tensor:
         """Return whether each state can be completed; ``charges`` is (..., 2, words), the result (...)."""
-        return (self.after[last + 1, context] & charges).ne(0).flatten(-2).any(dim=-1)
+        # index_select copies whole rows, which indexing by two tensors does not.
+        row = ((last + 1) * self.after.shape[1] + context).flatten()
+        completable = self.after.flatten(0, 1).index_select(0, row).view(*context.shape, *self.after.shape[2:])
+        return completable.bitwise_and_(charges).ne(0).flatten(-2).any(dim=-1)
 
     def next_element_mask(self, last: Tensor, context: Tensor, charges: Tensor) -> Tensor:
         """Return (n, n_elements + 1) bool: elements that may come next, then stop.
@@ -89,12 +92,13 @@ class CompositionTable:
             context: (n,) int64 from ``context``.
             charges: (n, 2, words) int64 latent charge sets.
         """
-        table = self.take[context]
+        table = self.take.index_select(0, context)
         cations, anions = charges[:, None, CATIONS], charges[:, None, ANIONS]
         position = torch.arange(self.n_elements, device=last.device)
         tied = self.tie_group == self._group(last)[:, None]
         as_anion = anions | torch.where(tied.unsqueeze(-1), 0, cations)
-        legal = ((table[:, :, CATIONS] & cations) | (table[:, :, ANIONS] & as_anion)).ne(0).any(dim=-1)
+        from_cations = table[:, :, CATIONS].bitwise_and_(cations)
+        legal = from_cations.bitwise_or_(table[:, :, ANIONS].bitwise_and_(as_anion)).ne(0).any(dim=-1)
         within = (position > last[:, None]) & (position <= self.next_required[last + 1][:, None])
         return torch.cat([legal & within, self.may_stop(last, context, charges)[:, None]], dim=1)
 

@@ -187,7 +187,7 @@ class CrystalEnv:
 
     def observe(self, states: States, rows: Tensor, stage: Stage) -> Observation:
         """Return what can be known of ``rows`` (all at ``stage``)."""
-        dense = states.features[rows]
+        dense = states.features.index_select(0, rows)
         scalars = dense[:, self.n_elements + MAX_LETTERS :]
         scalars[:, 0] = states.n_chosen[rows] / self.space.feature_scale[1]
         scalars[:, 1] = states.n_atoms[rows] / self.space.feature_scale[0]
@@ -240,7 +240,7 @@ class CrystalEnv:
         goes_on = (element != self.n_elements).nonzero().flatten()
         chosen, rows = element[goes_on], rows[goes_on]
         if bool((states.last[rows] < 0).all()):
-            moved = self.table.first_charges[chosen]
+            moved = self.table.first_charges.index_select(0, chosen)
         else:
             moved = self.table.charges_after(states.last[rows], states.charges[rows], chosen)
         legal = self.table.count_mask(chosen, states.n_chosen[rows], states.n_atoms[rows], states.capacity[rows], moved)
@@ -399,7 +399,7 @@ class CrystalEnv:
 
     def _good_residuals(self, states: States, rows: Tensor) -> Tensor:
         """Return (n,) bits of the residual capacities after which ``rows`` can be completed."""
-        capacity = self.table.capacity.residual_state[states.group[rows]]
+        capacity = self.table.capacity.residual_state.index_select(0, states.group[rows])
         context = self.table.context(states.n_chosen[rows][:, None], states.n_atoms[rows][:, None], capacity)
         last = states.last[rows][:, None].expand_as(context)
         return residuals_good(self.table.alive(last, context, states.charges[rows][:, None]), capacity)
@@ -414,7 +414,7 @@ class CrystalEnv:
     def _begin_lattice(self, states: States, rows: Tensor) -> None:
         system = states.system[rows]
         states.values[rows] = torch.where(lattice.IS_FREE[system], 0.0, self.ranges[system][..., 0])
-        conventional = states.counts[rows]
+        conventional = states.counts.index_select(0, rows)
         if not self.space.conventional:
             conventional = conventional * SYMMETRY.centring[states.group[rows]][:, None]
         states.log_reference[rows] = log_reference_volume(conventional, self.table.atomic_numbers)

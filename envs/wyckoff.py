@@ -46,7 +46,7 @@ class LetterTable:
             good: (n,) int64 bits of the residuals from which the crystal can be completed.
         """
         letter = torch.arange(MAX_LETTERS, device=group.device)
-        multiplicity, bit = self.multiplicity[group], self.fixed_bit[group]
+        multiplicity, bit = self.multiplicity.index_select(0, group), self.fixed_bit.index_select(0, group)
         left = n_left[:, None] - multiplicity
         fits = (multiplicity > 0) & (left >= 0) & (letter >= first_letter[:, None]) & (used[:, None] & bit).eq(0)
         after_used = used[:, None] | bit
@@ -114,6 +114,6 @@ def _reachable_residuals(
 
 
 def residuals_good(table_alive: Tensor, states: Tensor) -> Tensor:
-    """Return (n,) int64 bits of the residuals that exist (``states`` != DEAD) and are alive; both (n, max_residuals)."""
+    """Return (n,) int64 bits of residuals that exist (``states`` != DEAD) and are alive, (n, max_residuals) each."""
     member = (table_alive & (states != DEAD)).long()
     return (member << torch.arange(states.shape[1], device=states.device)).sum(dim=-1)

@@ -137,7 +137,7 @@ class CrystalPolicy(nn.Module):
     def letter(self, hidden: Tensor, group: Tensor, mask: Tensor) -> MaskedCategorical:
         """Return the choice of a Wyckoff letter; letters of the same site symmetry share weights across groups."""
         scores = self.letter_head(hidden)
-        shared = scores[:, : self.n_site_symmetries].gather(1, SYMMETRY.site_symmetry[group])
+        shared = scores[:, : self.n_site_symmetries].gather(1, SYMMETRY.site_symmetry.index_select(0, group))
         return MaskedCategorical(shared + scores[:, self.n_site_symmetries :] + self.letter_bias(group), mask)
 
     def lattice(self, hidden: Tensor, coordinate: Tensor, interval: Tensor) -> TruncatedLogisticMixture:

@@ -119,7 +119,9 @@ def _advance(env: CrystalEnv, states: States, rows: Tensor, stage: Stage, choose
         mask = env.element_mask(states, distinct)
         action = chooser.discrete(stage, hidden, states, rows, mask, source=source)
         count_mask, charges = env.count_mask(states, rows, action)
-        count = chooser.count(hidden if source is None else hidden[source], action, states, rows, count_mask)
+        count = chooser.count(
+            hidden if source is None else hidden.index_select(0, source), action, states, rows, count_mask
+        )
         keep = _is_legal(mask, action, source) & _is_legal(count_mask, count)
         env.step_composition(states, *_only_legal(keep, states, legal, rows, action, count, charges))
         return _Step(stage, rows, observation, source, mask, action, count_mask, count)
