@@ -572,7 +572,9 @@ def _without(space: Space, keys: Any) -> Space:
 
 
 def _beta_takers(config: RunConfig) -> list[str]:
-    return [term.name for term in config.terms if term.name in DEFAULT_BETA and term.name not in config.targets()]
+    """Return the factors that beta sharpens: it takes the place of a density's target, and goes with a band gap's."""
+    names = [term.name for term in config.terms if term.name in DEFAULT_BETA]
+    return [name for name in names if name == "bandgap" or name not in config.targets()]
 
 
 def default_of(config: RunConfig | ProxyTraining, key: str) -> Any:

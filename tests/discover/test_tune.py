@@ -118,11 +118,12 @@ def test_a_reward_that_cannot_be_built_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "left_out"),
     [
-        ("target=1.34", {"beta"}),
+        ("target=1.34", set()),
         ("reward=formation_energy", {"tolerance"}),
         ("reward=stability", {"beta", "tolerance"}),
         ("reward=formation_energy*density", {"beta", "tolerance"}),
-        ("reward=bandgap*formation_energy target=1.34", set()),
+        ("reward=bandgap*formation_energy target=1.34", {"beta"}),
+        ("reward=density target=5", {"beta"}),
         ("reward=formation_energy env=crystal_gfn", {"alpha", "train.data_fraction", "tolerance"}),
     ],
 )
