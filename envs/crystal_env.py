@@ -58,9 +58,7 @@ class States:
     n_left: Tensor  # (n,) int64 atoms of the current element without a letter
     good: Tensor  # (n,) int64 bits of the residual capacities from which the crystal can be completed
     counts: Tensor  # (n, n_elements) int64 atoms per element, in building order
-    features: (
-        Tensor  # (n, n_features) float32: atoms per element and per letter as ``observe`` shows them, zeros beyond
-    )
+    features: Tensor  # (n, n_features) float32: atoms per element, per letter, per letter weighted by element; then 0
     orbit_element: Tensor  # (n, max_orbits) int64 position of the element
     orbit_letter: Tensor  # (n, max_orbits) int64
     orbit_count: Tensor  # (n, max_orbits) int64 atoms in the environment's cell, 0 = padding
@@ -110,7 +108,8 @@ class CrystalEnv:
         known = load_elements()
         if list(space.elements) != [symbol for symbol in known if symbol in space.elements]:
             raise RestrictionError(
-                f"Space.elements must be distinct and in order of increasing electronegativity, got {list(space.elements)}"
+                "Space.elements must be distinct and in order of increasing electronegativity, "
+                f"got {list(space.elements)}"
             )
         self.elements = [known[symbol] for symbol in space.elements]
         capacity = build_capacity_table(space.max_count, conventional=space.conventional)
@@ -149,7 +148,7 @@ class CrystalEnv:
     @property
     def n_features(self) -> int:
         """Return the width of ``Observation.dense``."""
-        return self.n_elements + MAX_LETTERS + 5 + 2 * N_COORDINATES
+        return self.n_elements + 2 * MAX_LETTERS + 5 + 2 * N_COORDINATES
 
     def initial(self, n: int) -> States:
         """Return ``n`` empty walks."""
@@ -188,7 +187,7 @@ class CrystalEnv:
     def observe(self, states: States, rows: Tensor, stage: Stage) -> Observation:
         """Return what can be known of ``rows`` (all at ``stage``)."""
         dense = states.features.index_select(0, rows)
-        scalars = dense[:, self.n_elements + MAX_LETTERS :]
+        scalars = dense[:, self.n_elements + 2 * MAX_LETTERS :]
         scalars[:, 0] = states.n_chosen[rows] / self.space.feature_scale[1]
         scalars[:, 1] = states.n_atoms[rows] / self.space.feature_scale[0]
         scalars[:, 2] = states.n_left[rows] / self.space.feature_scale[0]
@@ -315,7 +314,11 @@ class CrystalEnv:
         states.used[rows] |= bit
         states.next_letter[rows] = letter + bit.ne(0)
         states.n_left[rows] -= multiplicity
-        states.features[rows, self.n_elements + letter] += multiplicity / self.space.feature_scale[0]
+        share = multiplicity / self.space.feature_scale[0]
+        states.features[rows, self.n_elements + letter] += share
+        # Which element sits on a letter is seen through its place in the order; without it, states would look alike.
+        place = (states.last[rows] + 1) / self.n_elements
+        states.features[rows, self.n_elements + MAX_LETTERS + letter] += share * place
         self._append_orbit(states, rows, states.last[rows], letter, multiplicity)
         done = rows[states.n_left[rows] == 0]
         residual = self.letters.residual(states.group[done], states.used[done])
@@ -486,12 +489,12 @@ def _nothing_left(space: Space, group_mask: Tensor, fits_angles: Tensor, can_hol
         relaxed = replace(space, chemistry="any")
         if space.chemistry == "ionic" and CrystalEnv(relaxed).group_mask.any():
             return (
-                f"no charge-neutral, Pauling-ordered composition of {names} with {space.n_elements[0]}-{space.n_elements[1]} "
-                f"elements and {space.n_atoms[0]}-{space.n_atoms[1]} atoms exists; add an anion or a cation, or set chemistry=any "
-                "or mixed_valence=on"
+                f"no charge-neutral, Pauling-ordered composition of {names} with {space.n_elements[0]}-"
+                f"{space.n_elements[1]} elements and {space.n_atoms[0]}-{space.n_atoms[1]} atoms exists; "
+                "add an anion or a cation, or set chemistry=any or mixed_valence=on"
             )
-        return f"no composition of {names} fits the restrictions on elements, counts and number of atoms in any space group"
+        return f"no composition of {names} fits the restrictions on elements, counts and atoms in any space group"
     return (
-        f"none of the {int(group_mask.sum())} allowed space groups can hold a composition that the restrictions on elements and "
-        f"atoms allow (groups that can: {[g + 1 for g in can_hold.nonzero().flatten().tolist()][:10]} ...)"
+        f"none of the {int(group_mask.sum())} allowed space groups can hold a composition that the restrictions on "
+        f"elements and atoms allow (groups that can: {[g + 1 for g in can_hold.nonzero().flatten().tolist()][:10]} ...)"
     )
