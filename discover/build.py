@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -16,8 +17,8 @@ from envs.crystal import CrystalBatch
 from envs.crystal_env import CrystalEnv
 from envs.restrictions import SPACES, Restrictions, Space, restrict
 from policies.policy import CrystalPolicy, PolicyConfig
-from policies.pretrained import Prior, load_prior
-from proxies import DensityProxy, load_pretrained
+from policies.pretrained import Prior, load_policy, load_prior
+from proxies import DensityProxy, load_ensemble, load_pretrained
 
 _POOL = 8192  # most samples of the prior that training mixes in as data
 
@@ -42,9 +43,9 @@ def run_space(config: RunConfig) -> Space:
     return replace(space, wyckoff=wyckoff, chemistry=config.chemistry, mixed_valence=config.mixed_valence)
 
 
-def build_properties() -> Properties:
-    """Return the shipped proxies and the exact density."""
-    return Properties(load_pretrained(), [DensityProxy()])
+def build_properties(folder: str | None) -> Properties:
+    """Return the proxies in ``folder``, None for those that ship, and the exact density."""
+    return Properties(load_pretrained() if folder is None else load_ensemble(Path(folder)), [DensityProxy()])
 
 
 def build_parts(config: RunConfig, *, restrictions: Restrictions | None = None) -> Parts:
@@ -62,8 +63,8 @@ def build_parts(config: RunConfig, *, restrictions: Restrictions | None = None) 
     if restrictions is not None:
         space = restrict_further(space, config, restrictions)
     env = CrystalEnv(space)
-    prior = load_prior(config.chemistry) if config.has_prior else None
-    properties = build_properties()
+    prior = build_prior(config) if config.has_prior else None
+    properties = build_properties(config.proxies)
     reward = build_reward(config, properties)
     target = SamplingTarget(
         reward=reward,
@@ -73,6 +74,13 @@ def build_parts(config: RunConfig, *, restrictions: Restrictions | None = None) 
         box=space.box,
     )
     return Parts(env, start_policy(config, env, prior), target, properties, reward, prior, RandomCoordinates())
+
+
+def build_prior(config: RunConfig) -> Prior:
+    """Return the run's prior, by default the one that ships."""
+    if config.prior is None:
+        return load_prior(config.chemistry)
+    return Prior(load_policy(Path(config.prior) / "prior"), config.chemistry)
 
 
 def restrict_further(space: Space, config: RunConfig, restrictions: Restrictions) -> Space:

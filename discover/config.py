@@ -306,6 +306,8 @@ class RunConfig(RewardConfig):
     n_candidates: int = option(2000, "crystals to sample after training")
     n_structures: int = option(64, "of the best candidates, how many to build as CIF files")
     structure: Literal["random"] = option("random", "how coordinates are found: random (PyXtal's, the baseline)")
+    proxies: str | None = option(None, "folder of proxies from discover.train what=proxy or trees; null: as shipped")
+    prior: str | None = option(None, "folder of a prior from discover.train what=prior; null: as shipped")
     seed: int = option(0, "random seed; same seed, same machine, same result")
     output: str | None = option(None, "folder of the run; null: runs/<time>-<reward>")
     resume: str | None = option(None, "continue the run in this folder, with its own settings")
@@ -330,6 +332,10 @@ class RunConfig(RewardConfig):
             )
             object.__setattr__(self, "alpha", 0.0)
         super().__post_init__()
+        _require(
+            self.has_prior or self.prior is None,
+            "prior=DIR applies to env=mp20 with Wyckoff letters; drop it",
+        )
         _require(self.n_candidates >= 1, f"n_candidates must be at least 1, got {self.n_candidates}")
         _require(self.n_structures >= 0, f"n_structures must be >= 0, got {self.n_structures}")
         _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
@@ -395,7 +401,9 @@ class SampleConfig:
 class TrainConfig:
     """Everything `python -m discover.train` can be told."""
 
-    what: Literal["prior", "proxy"] = option("prior", "what to train: the prior policy or the property proxies")
+    what: Literal["prior", "proxy", "trees"] = option(
+        "prior", "what to train: the prior policy, the property proxies, or scikit-learn trees in their place"
+    )
     data: str = option("", "CSV file in the field's form: material_id, cif and the labels")
     output: str = option("", "folder for the weights, the configuration and the model card")
     epochs: int | None = option(None, "passes over the data; null: the trainer's default")

@@ -13,7 +13,7 @@ from discover.evaluate_sampler import evaluate_sampler
 from discover.options import help_text, parse_args
 from discover.train_prior import CHEMISTRIES, evaluate_prior
 from policies.pretrained import SHIPPED, Prior, load_policy
-from proxies import PropertyEnsemble, load_pretrained
+from proxies import load_ensemble, load_pretrained
 
 USAGE = "python -m discover.evaluate task=proxy data=FILE.csv.gz | task=prior data=FILE.csv.gz | task=sampler run=DIR"
 
@@ -28,7 +28,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             chemistry: asdict(evaluate_prior(config.data or "", Prior(policy, chemistry), config.train_data))
             for chemistry in CHEMISTRIES
         }
-    ensemble = load_pretrained() if config.weights is None else PropertyEnsemble.load(Path(config.weights))
+    ensemble = load_pretrained() if config.weights is None else load_ensemble(Path(config.weights))
     return dict(evaluate_proxy(config.data or "", ensemble, train_path=config.train_data))
 
 

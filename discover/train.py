@@ -1,4 +1,4 @@
-"""``python -m discover.train what=prior|proxy data=FILE.csv output=DIR``: retrain what ships from your own data."""
+"""``python -m discover.train what=prior|proxy|trees data=FILE.csv output=DIR``: retrain what ships from your data."""
 
 import json
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from discover.config import TrainConfig
 from discover.errors import ConfigError, main_guard
 from discover.options import help_text, parse_args
 from discover.train_prior import PriorTraining, train_prior
-from discover.train_proxy import ProxyTraining, train_proxy
+from discover.train_proxy import ProxyTraining, train_proxy, train_trees
 
-USAGE = "python -m discover.train what=prior|proxy data=FILE.csv output=DIR"
+USAGE = "python -m discover.train what=prior|proxy|trees data=FILE.csv output=DIR"
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -21,12 +21,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if value is not None}
     if config.what == "prior":
         return dict(train_prior(config.data, output, PriorTraining(**given, minutes=config.minutes)))
+    if config.what == "trees":
+        if given.keys() - {"seed"} or config.minutes is not None:
+            raise ConfigError("what=trees takes data, output and seed only; the trees have no epochs")
+        train_trees(config.data, output, **given)
+        return {}
     if config.minutes is not None:
         raise ConfigError("minutes applies to what=prior; a proxy training can be stopped and called again to continue")
     if "lr" in given:
         given["learning_rate"] = given.pop("lr")
-    train_proxy(config.data, output, settings=ProxyTraining(**given))
-    return dict(json.loads((output / "ensemble.json").read_text())["held_out"])
+    return dict(train_proxy(config.data, output, settings=ProxyTraining(**given)).facts["held_out"])
 
 
 def main(words: Sequence[str]) -> None:

@@ -32,6 +32,7 @@ _REPLAY = 50_000
 _WARM_UP = 0.3  # share of training over which the reward's exponent rises to 1
 _START_SHARPNESS = 0.1
 _CRYSTAL_COLUMNS = ("space_group", "elements", "letters", "counts", "lattice_parameters")
+_TERM_COLUMNS = ("log_reward", "log_prior", "log_measure", "log_images")
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,7 @@ class Trainer:
         if n_replay:
             drawn = self.replay.sample(n_replay, self.generator)
             given.append(CrystalBatch(*(drawn.rows[name] for name in _CRYSTAL_COLUMNS)))
-            names = ("log_reward", "log_prior", "log_measure", "log_images")
-            terms.append(Terms(*(drawn.rows[name] for name in names)))
+            terms.append(Terms(*(drawn.rows[name] for name in _TERM_COLUMNS)))
         if n_data and self.data is not None and self.data_terms is not None and self.data_odds is not None:
             rows = torch.multinomial(self.data_odds, n_data, replacement=True, generator=self.generator)
             given.append(self.data.select(rows))
@@ -163,7 +163,7 @@ class Trainer:
             return
         padded = _padded(crystals, self.env.max_orbits)
         rows = {name: getattr(padded, name) for name in _CRYSTAL_COLUMNS}
-        rows |= {name: getattr(terms, name) for name in ("log_reward", "log_prior", "log_measure", "log_images")}
+        rows |= {name: getattr(terms, name) for name in _TERM_COLUMNS}
         self.replay.add(composition_keys(padded), rows, self.target.log_target(terms), residual)
 
     # --- whole training --------------------------------------------------------------------------
