@@ -30,19 +30,18 @@ _CHECKPOINT_SECONDS = 30.0
 _MOST_DRAWS = 20  # draws per wanted candidate before a small space is taken to be exhausted
 
 
-def discover_crystals(config: RunConfig, folder: RunFolder) -> None:
+def discover_crystals(config: RunConfig, parts: Parts, folder: RunFolder) -> None:
     """Train, sample, build, report: the whole method, one step a line."""
-    parts = build_parts(config)
     trainer = train_sampler(config, parts, folder)
     crystals, log_prob, n_drawn = sample_distinct(config, parts)
     crystals, log_reward = write_tables(config, parts, folder, crystals, log_prob)
-    n_built = build_structures(config, parts, folder, crystals)
+    n_built, n_tried = build_structures(config, parts, folder, crystals)
     folder.log(
         report.RESULT_EVENT,
         candidates=len(crystals),
         draws=n_drawn,
         structures=n_built,
-        structures_failed=min(config.n_structures, len(crystals)) - n_built,
+        structures_tried=n_tried,
         best_log_reward=float(log_reward.max()),
         proxy_queries=trainer.n_queries,
         training_seconds=round(trainer.seconds, 1),
@@ -159,14 +158,15 @@ def write_tables(
     return ranked, log_reward
 
 
-def build_structures(config: RunConfig, parts: Parts, folder: RunFolder, ranked: CrystalBatch) -> int:
-    """Write CIF files until ``n_structures`` of the best candidates are built; return how many were."""
-    n_built = 0
+def build_structures(config: RunConfig, parts: Parts, folder: RunFolder, ranked: CrystalBatch) -> tuple[int, int]:
+    """Write CIF files until ``n_structures`` of the best candidates are built; return how many were built and tried."""
+    n_built, n_tried = 0, 0
     wanted = min(config.n_structures, len(ranked))
     with tqdm(total=wanted, desc="structures", unit="CIF", disable=None, file=sys.stderr) as bar:
         for row in range(len(ranked)):
             if n_built == wanted:
                 break
+            n_tried += 1
             name = f"c{row + 1:0{max(4, len(str(len(ranked))))}d}"
             structure = parts.generator.generate(ranked.select([row]), seeded(config.seed, f"structure {name}"))[0]
             if structure is None:
@@ -175,7 +175,7 @@ def build_structures(config: RunConfig, parts: Parts, folder: RunFolder, ranked:
             folder.write(f"structures/{name}.cif", cif_text(structure))
             n_built += 1
             bar.update(1)
-    return n_built
+    return n_built, n_tried
 
 
 def main(words: Sequence[str]) -> None:
@@ -190,13 +190,14 @@ def main(words: Sequence[str]) -> None:
     if config.resume is not None:
         folder = open_run_folder(config.resume)
         config = folder.config(RunConfig)
+        parts = build_parts(config)
     else:
+        parts = build_parts(config)  # first, so that a run that cannot be built leaves no folder
         folder = create_run_folder(config, name=config.reward, output=config.output, argv=list(words))
     folder.structures  # noqa: B018 - fails now, not after training, where the folder cannot be written
-    discover_crystals(config, folder)
-    print(
-        f"{folder / report.SUMMARY}: {sum(1 for _ in folder.structures.glob('*.cif'))} CIF files in {folder.structures}"
-    )
+    discover_crystals(config, parts, folder)
+    n_files = sum(1 for _ in folder.structures.glob("*.cif"))
+    print(f"{folder / report.SUMMARY} is the report; {n_files} CIF files are in {folder.structures}")
 
 
 def print_plan(config: RunConfig) -> None:

@@ -131,12 +131,13 @@ def main(words: Sequence[str]) -> None:
     log_reward = parts.reward.from_predictions(sample.crystals, predictions)
     table, ranked = candidate_table(sample.crystals, predictions, log_reward, sample.log_prob, distinct=False)
     write_candidates(folder, table)
-    n_built = build_structures(replace(run_config, n_structures=config.n_structures), parts, folder, ranked)
+    n_built, n_tried = build_structures(replace(run_config, n_structures=config.n_structures), parts, folder, ranked)
     distinct = len(table.drop_duplicates(["formula", "space_group", "wyckoff", "n_atoms"]))
     figures |= {
         "n": len(table),
         "distinct": distinct,
         "structures": n_built,
+        "structures_tried": n_tried,
         "median_formation_energy_per_atom": float(table["formation_energy_per_atom"].median()),
         "median_log_reward": float(table["log_reward"].median()),
     }
