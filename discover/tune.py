@@ -439,10 +439,11 @@ def _run(
 
 def trial_table(records: Sequence[TrialRecord]) -> pd.DataFrame:
     """Return one row a trial: number, state, objective, figures, seconds, reason of a failure, settings."""
+    facts = list(dict.fromkeys(name for record in records for name in record.facts))
     return pd.DataFrame(
         [
             {"trial": record.number, "state": record.state, "objective": record.objective}
-            | record.facts
+            | {name: record.facts.get(name) for name in facts}
             | {"seconds": record.seconds, "reason": record.reason}
             | record.settings
             for record in records
