@@ -59,6 +59,7 @@ def build_parts(config: RunConfig, *, restrictions: Restrictions | None = None) 
         RestrictionError: If the restrictions leave nothing.
         RewardError: If the reward cannot be built.
     """
+    torch.set_num_threads(config.threads)
     space = restrict(run_space(config), config.restrict.to_restrictions())
     if restrictions is not None:
         space = restrict_further(space, config, restrictions)

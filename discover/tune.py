@@ -45,7 +45,7 @@ from proxies.ensemble import Calibration
 
 ConfigT = TypeVar("ConfigT", RunConfig, ProxyTraining)
 
-USAGE = """python -m discover.tune what=sampler output=DIR reward=bandgap target=1.34 [n_trials=20] [queries=20000]
+USAGE = """python -m discover.tune what=sampler output=DIR reward=bandgap target=1.34 [n_trials=20] [queries=50000]
 python -m discover.tune what=proxy output=DIR data=FILE.csv [n_trials=20] [epochs=6]
 
 Further settings are those of discover.run (what=sampler) or of ProxyTraining in discover.train_proxy (what=proxy).
@@ -59,11 +59,11 @@ OBJECTIVES = {
 LEAST_P_METASTABLE = 0.5
 LEAST_OXIDATION_SCORE = -5.0  # for chemistry=ionic; alloys have no oxidation states
 TOP_SHARE = 0.1  # of the reference sample that counts as on target where a reward has no target
-DEFAULT_QUERIES, DEFAULT_SAMPLES, DEFAULT_EPOCHS = 20_000, 2000, 6
+DEFAULT_QUERIES, DEFAULT_SAMPLES, DEFAULT_EPOCHS = 50_000, 2000, 6
 
 SAMPLER_SPACE: dict[str, BaseDistribution] = {
     "train.lr": FloatDistribution(2e-4, 1e-2, log=True),
-    "train.batch_size": CategoricalDistribution([64, 128, 256, 512]),
+    "train.batch_size": CategoricalDistribution([128, 256, 512, 1024, 2048]),
     "train.epsilon": FloatDistribution(0.0, 0.3),
     "train.replay_fraction": FloatDistribution(0.0, 0.4),
     "train.data_fraction": FloatDistribution(0.0, 0.4),
@@ -106,7 +106,7 @@ class TuneConfig:
     n_trials: int = option(20, "trials in the study, over all resumptions; failed ones count, killed ones do not")
     minutes: float | None = option(None, "start no further trial after this; the one in progress is finished")
     seed: int = option(0, "random seed of the proposals and of every trial")
-    queries: int | None = option(None, "what=sampler: crystals that the reward scores in each trial; null: 20000")
+    queries: int | None = option(None, "what=sampler: crystals that the reward scores in each trial; null: 50000")
     samples: int | None = option(None, "what=sampler: crystals drawn after training to judge a trial; null: 2000")
     data: str | None = option(None, "what=proxy: CSV file with labels")
     epochs: int | None = option(None, "what=proxy: passes over the data in each trial; null: 6")
