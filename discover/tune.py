@@ -92,7 +92,7 @@ _REFUSED = {
     "device": "tuning runs on the CPU",
     "n_members": "each trial trains one member",
 }
-_POOL = 4096  # samples of the prior: data of the training, and the reference where a reward has no target
+_POOL = 8192  # samples of the prior: data of the training, and the reference where a reward has no target
 _REPORTS = (0.5, 0.75)  # shares of training at which a hopeless trial can be stopped; the reward warms up before
 _SHOWN = 10
 
