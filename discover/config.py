@@ -344,7 +344,6 @@ class RunConfig(RewardConfig):
             not (self.mixed_valence and self.chemistry == "any"),
             "mixed_valence=on does nothing with chemistry=any, which has no charge rule; drop one of them",
         )
-        check_device(self.device)
         restrict(SPACES[self.env](), self.restrict.to_restrictions())  # RestrictionError before anything is built
 
     def _check_resume(self) -> None:
@@ -383,7 +382,6 @@ class SampleConfig:
     n_structures: int = option(0, "of the best, how many to build as CIF files")
     seed: int = option(0, "random seed")
     output: str | None = option(None, "folder to write to; null: <run>/samples/<time>")
-    device: str = option("auto", "cpu, cuda, ...; auto: cuda where there is one")
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -395,7 +393,6 @@ class SampleConfig:
         _require(self.n >= 1, f"n must be at least 1, got {self.n}")
         _require(self.n_structures >= 0, f"n_structures must be >= 0, got {self.n_structures}")
         _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
-        check_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -412,7 +409,6 @@ class TrainConfig:
     lr: float | None = option(None, "learning rate; null: the trainer's default")
     minutes: float | None = option(None, "stop after this many minutes with the best weights so far")
     seed: int = option(0, "random seed")
-    device: str = option("auto", "cpu, cuda, ...; auto: cuda where there is one")
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -426,7 +422,6 @@ class TrainConfig:
             value = getattr(self, name)
             _require(value is None or value > 0, f"{name} must be > 0, got {value}")
         _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
-        check_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -448,7 +443,6 @@ class EvaluateConfig:
     )
     n: int = option(10000, "for task=sampler: crystals to sample")
     seed: int = option(0, "random seed")
-    device: str = option("auto", "cpu, cuda, ...; auto: cuda where there is one")
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -467,7 +461,6 @@ class EvaluateConfig:
             _require(self.run is None, "run belongs to task=sampler; drop it")
         _require(self.n >= 1, f"n must be at least 1, got {self.n}")
         _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
-        check_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -483,18 +476,6 @@ class ReportConfig:
             ConfigError: If none is.
         """
         _require(bool(self.run), "the report needs run=DIR, the folder that discover.run wrote")
-
-
-def check_device(device: str) -> None:
-    """Check the name of a device, not whether this machine has it.
-
-    Raises:
-        ConfigError: If it is not auto, cpu, cuda, cuda:N or mps.
-    """
-    _require(
-        re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", device) is not None,
-        f"device takes auto, cpu, cuda or cuda:1, got {device!r}",
-    )
 
 
 def settings(config: Any) -> dict[str, Any]:

@@ -89,7 +89,6 @@ _REFUSED = {
     "n_candidates": "samples says how many crystals are judged",
     "n_structures": "no structures are built",
     "structure": "no structures are built",
-    "device": "tuning runs on the CPU",
     "n_members": "each trial trains one member",
 }
 _POOL = 8192  # samples of the prior: data of the training, and the reference where a reward has no target
