@@ -148,7 +148,11 @@ def crystal_keys(crystals: CrystalBatch) -> list[tuple[int, ...]]:
     renamed = torch.where(letters.unsqueeze(1) >= 0, renamed, letters.unsqueeze(1))
     codes = (elements.unsqueeze(1) * 32 + renamed + 1) * 1024 + counts.unsqueeze(1)
     codes = torch.where(counts.unsqueeze(1) > 0, codes, 0).sort(dim=-1).values
-    return [(number, *min(rows)) for number, rows in zip(group.tolist(), codes.tolist(), strict=True)]
+    # Padding is left out, so that batches of different widths agree on what is the same.
+    return [
+        (number, *(code for code in min(rows) if code))
+        for number, rows in zip(group.tolist(), codes.tolist(), strict=True)
+    ]
 
 
 def first_of_each(keys: list[tuple[int, ...]]) -> Tensor:

@@ -125,3 +125,10 @@ def test_both_files_hold_the_table(tmp_path: Path) -> None:
     assert list(from_csv.columns) == list(frame.columns)
     assert from_csv["formula"].tolist() == frame["formula"].tolist()
     assert from_csv["novel"].dtype == bool
+
+
+def test_a_wider_batch_gives_a_crystal_the_same_key() -> None:
+    salt = crystal_batch(["NaCl"])
+    mixed = crystal_batch(["NaCl", "SrTiO3"])
+    assert mixed.elements.shape[1] > salt.elements.shape[1]
+    assert crystal_keys(salt)[0] == crystal_keys(mixed)[0]
