@@ -1,6 +1,7 @@
 """Assemble what a command needs from its configuration."""
 
 import hashlib
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from discover.target import SamplingTarget
 from discover.train_sampler import Trainer, draw_crystals
 from envs.crystal import CrystalBatch
 from envs.crystal_env import CrystalEnv
+from envs.errors import RestrictionError
 from envs.restrictions import SPACES, Restrictions, Space, restrict
 from policies.policy import CrystalPolicy, PolicyConfig
-from policies.pretrained import Prior, load_policy, load_prior
+from policies.pretrained import SHIPPED, Prior, load_policy
 from proxies import DensityProxy, load_ensemble, load_pretrained
 
 _POOL = 8192  # most samples of the prior that training mixes in as data
@@ -79,22 +81,31 @@ def build_parts(config: RunConfig, *, restrictions: Restrictions | None = None) 
 
 def build_prior(config: RunConfig) -> Prior:
     """Return the run's prior, by default the one that ships."""
-    if config.prior is None:
-        return load_prior(config.chemistry)
-    return Prior(load_policy(Path(config.prior) / "prior"), config.chemistry)
+    policy = load_policy(SHIPPED if config.prior is None else Path(config.prior) / "prior")
+    return Prior(policy, config.chemistry, mixed_valence=config.mixed_valence)
 
 
 def restrict_further(space: Space, config: RunConfig, restrictions: Restrictions) -> Space:
-    """Return the run's space under its own and further restrictions, which must not widen it."""
-    if restrictions.exclude is None and config.restrict.exclude is not None:
-        restrictions = replace(restrictions, exclude=config.restrict.exclude)
+    """Return the run's space under its own and further restrictions, which narrow it and never widen it.
+
+    Raises:
+        RestrictionError: If the two contradict each other.
+    """
+    if restrictions.exclude is None:  # what the run excludes stays excluded, as ``space.allowed`` says
+        restrictions = replace(restrictions, exclude=config.restrict.exclude or ())
     narrowed = restrict(space, restrictions)
-    if space.allowed is not None and narrowed.allowed is not None:
-        both = tuple(symbol for symbol in narrowed.allowed if symbol in space.allowed)
-        narrowed = replace(narrowed, allowed=both)
+    before = space.allowed or space.elements
+    allowed = tuple(symbol for symbol in narrowed.allowed or narrowed.elements if symbol in before)
     required = tuple(dict.fromkeys([*space.required, *narrowed.required]))
+    missing = [symbol for symbol in required if symbol not in allowed]
+    if not allowed or missing or len(required) > narrowed.n_elements[1]:
+        asked = ", ".join(restrictions.elements or allowed)
+        raise RestrictionError(
+            f"the run allows {', '.join(before)} and the sample {asked or 'none of them'}, with "
+            f"{', '.join(required) or 'nothing'} required of at most {narrowed.n_elements[1]} elements: nothing is left"
+        )
     limits = [n for n in (space.max_atoms_per_element, narrowed.max_atoms_per_element) if n is not None]
-    return replace(narrowed, required=required, max_atoms_per_element=min(limits, default=None))
+    return replace(narrowed, allowed=allowed, required=required, max_atoms_per_element=min(limits, default=None))
 
 
 def start_policy(config: RunConfig, env: CrystalEnv, prior: Prior | None) -> CrystalPolicy:
@@ -104,6 +115,8 @@ def start_policy(config: RunConfig, env: CrystalEnv, prior: Prior | None) -> Cry
     policy = CrystalPolicy(sizes)
     if prior is not None and replace(prior.policy.config, dropout=0.0) == sizes:
         policy.load_state_dict(prior.policy.state_dict())
+    elif prior is not None:
+        print("training starts from random weights: the prior has a trunk of another size", file=sys.stderr)
     return policy
 
 

@@ -146,7 +146,7 @@ class TrainingConfig:
     )
     width: int = option(256, "width of the trunk")
     depth: int = option(3, "layers of the trunk")
-    minutes: float | None = option(None, "stop training after this many minutes, whatever n_steps says")
+    minutes: float | None = option(None, "stop training after this many minutes or n_steps, whichever comes first")
 
     def __post_init__(self) -> None:
         """Check every number.
@@ -312,7 +312,7 @@ class RunConfig(RewardConfig):
     output: str | None = option(None, "folder of the run; null: runs/<time>-<reward>")
     resume: str | None = option(None, "continue the run in this folder, with its own settings")
     threads: int = option(1, "threads of torch; one is fastest on few cores, where two cost 1.6 times the wall time")
-    dry_run: bool = option(False, "only print what would run")
+    dry_run: bool = option(False, "only print what would run, after four training steps on the clock")
 
     def __post_init__(self) -> None:
         """Check everything, the reward's settings included.
@@ -338,7 +338,7 @@ class RunConfig(RewardConfig):
         )
         _require(self.n_candidates >= 1, f"n_candidates must be at least 1, got {self.n_candidates}")
         _require(self.n_structures >= 0, f"n_structures must be >= 0, got {self.n_structures}")
-        _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+        _require(0 <= self.seed < 2**63, f"seed must be in 0 to 2^63 - 1, got {self.seed}")
         _require(self.threads >= 1, f"threads must be at least 1, got {self.threads}")
         _require(
             not (self.mixed_valence and self.chemistry == "any"),
@@ -381,7 +381,7 @@ class SampleConfig:
     restrict: RestrictConfig = group(RestrictConfig, "restrictions on top of those of the run")
     n_structures: int = option(0, "of the best, how many to build as CIF files")
     seed: int = option(0, "random seed")
-    output: str | None = option(None, "folder to write to; null: <run>/samples/<time>")
+    output: str | None = option(None, "folder to write to; null: <run>/samples/001, 002, ...")
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -392,7 +392,7 @@ class SampleConfig:
         _require(bool(self.run), "sampling needs a trained run: run=DIR, the folder that discover.run wrote")
         _require(self.n >= 1, f"n must be at least 1, got {self.n}")
         _require(self.n_structures >= 0, f"n_structures must be >= 0, got {self.n_structures}")
-        _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+        _require(0 <= self.seed < 2**63, f"seed must be in 0 to 2^63 - 1, got {self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -421,7 +421,7 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "lr", "minutes"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"{name} must be > 0, got {value}")
-        _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+        _require(0 <= self.seed < 2**63, f"seed must be in 0 to 2^63 - 1, got {self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -460,7 +460,7 @@ class EvaluateConfig:
             _require(self.data is not None, f"task={self.task} needs data=FILE.csv with structures and labels")
             _require(self.run is None, "run belongs to task=sampler; drop it")
         _require(self.n >= 1, f"n must be at least 1, got {self.n}")
-        _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+        _require(0 <= self.seed < 2**63, f"seed must be in 0 to 2^63 - 1, got {self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ def sample_figures(config: RunConfig, parts: Parts, sample: WeightedSample) -> F
     wanted = wanted_property(config)
     score = table[Column.OXIDATION_SCORE].fillna(-30.0)
     return {
-        "valid_smact": float(validity.smact.mean()),
+        "valid_smact": float(validity.smact.mean()) if config.chemistry == "ionic" else None,
         "valid_wyckoff": float(validity.wyckoff.mean()),
         "valid_lattice": float(validity.lattice.mean()),
         "valid": float(validity.all.mean()),

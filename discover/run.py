@@ -34,8 +34,8 @@ def discover_crystals(config: RunConfig, parts: Parts, folder: RunFolder) -> Non
     """Train, sample, build, report: the whole method, one step a line."""
     trainer = train_sampler(config, parts, folder)
     crystals, log_prob, n_drawn = sample_distinct(config, parts)
-    crystals, log_reward = write_tables(config, parts, folder, crystals, log_prob)
-    n_built, n_tried = build_structures(config, parts, folder, crystals)
+    crystals, names, log_reward = write_tables(config, parts, folder, crystals, log_prob)
+    n_built, n_tried = build_structures(config, parts, folder, crystals, names)
     folder.log(
         report.RESULT_EVENT,
         candidates=len(crystals),
@@ -108,7 +108,8 @@ class _Progress:
 
     def close(self) -> None:
         self.bar.close()
-        self.save()
+        if not self.trainer.in_step:  # what an interrupted step leaves is no state to continue from
+            self.save()
 
 
 @dataclass
@@ -142,8 +143,8 @@ def sample_distinct(config: RunConfig, parts: Parts) -> tuple[CrystalBatch, Tens
 
 def write_tables(
     config: RunConfig, parts: Parts, folder: RunFolder, crystals: CrystalBatch, log_prob: Tensor
-) -> tuple[CrystalBatch, Tensor]:
-    """Write candidates, and as many crystals of the untrained prior to compare with; return them best first."""
+) -> tuple[CrystalBatch, list[str], Tensor]:
+    """Write candidates, and as many of the untrained prior to compare with; return crystals and names, best first."""
     predictions = parts.properties.predict(crystals)
     log_reward = parts.reward.from_predictions(crystals, predictions)
     table, ranked = candidate_table(crystals, predictions, log_reward, log_prob)
@@ -155,24 +156,25 @@ def write_tables(
         report.write_reference(
             folder, candidate_table(reference, predictions, score, torch.zeros_like(score), distinct=False)[0]
         )
-    return ranked, log_reward
+    return ranked, table["candidate_id"].tolist(), log_reward
 
 
-def build_structures(config: RunConfig, parts: Parts, folder: RunFolder, ranked: CrystalBatch) -> tuple[int, int]:
+def build_structures(
+    config: RunConfig, parts: Parts, folder: RunFolder, ranked: CrystalBatch, names: Sequence[str]
+) -> tuple[int, int]:
     """Write CIF files until ``n_structures`` of the best candidates are built; return how many were built and tried."""
     n_built, n_tried = 0, 0
     wanted = min(config.n_structures, len(ranked))
     with tqdm(total=wanted, desc="structures", unit="CIF", disable=None, file=sys.stderr) as bar:
-        for row in range(len(ranked)):
+        for row, name in enumerate(names):
             if n_built == wanted:
                 break
             n_tried += 1
-            name = f"c{row + 1:0{max(4, len(str(len(ranked))))}d}"
             structure = parts.generator.generate(ranked.select([row]), seeded(config.seed, f"structure {name}"))[0]
             if structure is None:
                 folder.log("structure_failed", candidate_id=name, formula=ranked.select([row]).formulas()[0])
                 continue
-            folder.write(f"structures/{name}.cif", cif_text(structure))
+            folder.write_structure(name, cif_text(structure))
             n_built += 1
             bar.update(1)
     return n_built, n_tried

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from discover.build import Parts, build_parts, seeded
-from discover.candidates import candidate_table, write_candidates
+from discover.candidates import candidate_table, crystal_keys, first_of_each, write_candidates
 from discover.config import RunConfig, SampleConfig, TrainingConfig
 from discover.errors import RunFolderError, main_guard
 from discover.options import help_text, parse_args
@@ -105,7 +105,9 @@ def corrected_sample(
     """Return ``n`` crystals with the correction asked for, and its figures."""
     generator = seeded(config.seed, "sample")
     if config.correct == "finetune":
-        trainer = Trainer(parts.env, parts.policy, parts.target, _FINETUNE, loss=run_config.loss, seed=config.seed)
+        trainer = Trainer(
+            parts.env, parts.policy, parts.target, _FINETUNE, loss=run_config.loss, seed=config.seed, warm_up=False
+        )
         with tqdm(total=_FINETUNE.n_steps, desc="fine-tuning", disable=None, file=sys.stderr) as bar:
             trainer.run(on_step=lambda _: bar.update(1))
         trainer.use_average()
@@ -131,11 +133,13 @@ def main(words: Sequence[str]) -> None:
     log_reward = parts.reward.from_predictions(sample.crystals, predictions)
     table, ranked = candidate_table(sample.crystals, predictions, log_reward, sample.log_prob, distinct=False)
     write_candidates(folder, table)
-    n_built, n_tried = build_structures(replace(run_config, n_structures=config.n_structures), parts, folder, ranked)
-    distinct = len(table.drop_duplicates(["formula", "space_group", "wyckoff", "n_atoms"]))
+    distinct = first_of_each(crystal_keys(ranked))
+    names = table["candidate_id"].iloc[distinct.tolist()].tolist()
+    settings = replace(run_config, n_structures=config.n_structures, seed=config.seed)
+    n_built, n_tried = build_structures(settings, parts, folder, ranked.select(distinct), names)
     figures |= {
         "n": len(table),
-        "distinct": distinct,
+        "distinct": len(distinct),
         "structures": n_built,
         "structures_tried": n_tried,
         "median_formation_energy_per_atom": float(table["formation_energy_per_atom"].median()),
@@ -143,10 +147,10 @@ def main(words: Sequence[str]) -> None:
     }
     folder.log("result", **figures)
     n_effective = figures["effective_sample_share"] * figures["draws"]
-    print(f"{len(table)} crystals ({distinct} distinct) in {folder.path}")
+    print(f"{len(table)} crystals ({len(distinct)} distinct) in {folder.path}")
     print(
         f"effective sample size {n_effective:.0f} of {figures['draws']} draws "
-        f"({100 * figures['effective_sample_share']:.1f} %): the share of the draws that follows the reward exactly"
+        f"({100 * figures['effective_sample_share']:.1f} %): what they are worth as independent draws from the reward"
     )
     if config.correct == "none" and figures["effective_sample_share"] < 0.1:
         print("below 10 %: correct=sir or correct=finetune brings the sample back to the reward")

@@ -93,6 +93,7 @@ def train_prior(data_path: Path | str, output: Path, settings: PriorTraining) ->
     Returns:
         That likelihood in nats per crystal, by chemistry.
     """
+    output.mkdir(parents=True, exist_ok=True)  # fails now, not after training, where it cannot be written
     crystals, formulas = stable_crystals(prepare(data_path))
     is_inner = torch.tensor([_fold(formula) == 0 for formula in formulas])
     corpora = {}
@@ -104,6 +105,12 @@ def train_prior(data_path: Path | str, output: Path, settings: PriorTraining) ->
             crystals.select((legal & ~is_inner).nonzero().flatten()),
             crystals.select((legal & is_inner).nonzero().flatten()),
         )
+        n_train, n_inner = len(corpora[chemistry].train), len(corpora[chemistry].inner)
+        if not n_train or not n_inner:
+            raise ConfigError(
+                f"{len(crystals)} stable crystals leave {n_train} to train on and {n_inner} to choose the epoch with "
+                f"(chemistry={chemistry}); both are needed, so give more data"
+            )
     torch.manual_seed(settings.seed)
     sizes = PolicyConfig.for_env(
         corpora["any"].env, width=settings.width, depth=settings.depth, dropout=settings.dropout

@@ -57,6 +57,7 @@ class Trainer:
         data: Terminals to learn from besides the policy's own; None leaves their share to the policy.
         loss: ``"vargrad"`` or ``"tb"``.
         seed: Of every draw in training.
+        warm_up: Raise the reward's exponent over the first part of training; a trained policy needs none.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Trainer:
         data: CrystalBatch | None = None,
         loss: str = "vargrad",
         seed: int = 0,
+        warm_up: bool = True,
     ) -> None:
         self.env, self.policy, self.target, self.config, self.loss = env, policy, target, config, loss
         self.data = data
@@ -78,12 +80,14 @@ class Trainer:
         self.log_Z = nn.Parameter(torch.zeros((), dtype=torch.float64))
         groups = [
             {"params": list(policy.parameters()), "lr": config.lr},
-            {"params": [self.log_Z], "lr": config.lr_log_Z},
+            {"params": [self.log_Z], "lr": config.lr_log_Z, "weight_decay": 0.0},
         ]
         self.optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
         self.base_lr = [config.lr, config.lr_log_Z]
         self.ema = ExponentialMovingAverage(policy, decay=_EMA_DECAY)
         self.replay = ReplayBuffer(_REPLAY)
+        self.warm_up = warm_up
+        self.in_step = False  # True while a step is half done
         self.step = 0
         self.n_queries = 0
         self.seconds = 0.0  # spent in training, over all resumptions
@@ -100,8 +104,10 @@ class Trainer:
     def train_step(self) -> StepReport:
         """Draw a batch, score what is new, and take one gradient step."""
         started = time.perf_counter()
+        self.in_step = True
         progress = self.progress()
-        sharpness = min(1.0, _START_SHARPNESS + (1.0 - _START_SHARPNESS) * progress / _WARM_UP)
+        warmth = progress / _WARM_UP if self.warm_up else 1.0
+        sharpness = min(1.0, _START_SHARPNESS + (1.0 - _START_SHARPNESS) * warmth)
         log_pf, terms, fresh = self._draw(progress)
         log_reward = torch.cat([self.target.log_target(part, sharpness) for part in terms])
         log_pb = -torch.cat([part.log_images for part in terms])
@@ -118,6 +124,7 @@ class Trainer:
         self.step += 1
         self.n_queries += len(fresh)
         self.seconds += time.perf_counter() - started
+        self.in_step = False
         return StepReport(self.step, float(loss.detach()), log_Z, float(terms[0].log_reward.mean()), self.n_queries)
 
     def _draw(self, progress: float) -> tuple[Tensor, list[Terms], CrystalBatch]:

@@ -48,18 +48,26 @@ def load_policy(stem: Path) -> CrystalPolicy:
         tensors = load_file(f"{stem}.safetensors")
         policy = CrystalPolicy(PolicyConfig(**content["config"]))
         policy.load_state_dict(tensors)
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError, TypeError, RuntimeError) as error:
+    except (
+        OSError,
+        SafetensorError,
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+    ) as error:
         raise CheckpointError(f"{stem}.json and .safetensors are not a policy of this version: {error}") from error
     return policy
 
 
-def prior_space(chemistry: str) -> Space:
+def prior_space(chemistry: str, *, mixed_valence: bool = False) -> Space:
     """Return the space of the prior: the default one, with or without a charge rule.
 
     One network serves both. Without a charge rule every real crystal counts; under it the network has
     learned from the ionic ones alone, which is better than masking what it knows of intermetallics.
     """
-    return replace(mp20_space(), chemistry=chemistry)
+    return replace(mp20_space(), chemistry=chemistry, mixed_valence=mixed_valence)
 
 
 class Prior:
@@ -68,11 +76,12 @@ class Prior:
     Args:
         policy: Trained in ``prior_space``.
         chemistry: ``"ionic"`` or ``"any"``, which of the two densities is meant.
+        mixed_valence: Whether the charge rule lets one element take two states.
     """
 
-    def __init__(self, policy: CrystalPolicy, chemistry: str) -> None:
+    def __init__(self, policy: CrystalPolicy, chemistry: str, *, mixed_valence: bool = False) -> None:
         self.policy = policy.eval().requires_grad_(requires_grad=False)
-        self.space = prior_space(chemistry)
+        self.space = prior_space(chemistry, mixed_valence=mixed_valence)
         self.env = CrystalEnv(self.space)
 
     def log_prob(self, crystals: CrystalBatch) -> Tensor:
@@ -92,6 +101,6 @@ class Prior:
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
-def load_prior(chemistry: str) -> Prior:
+def load_prior(chemistry: str, *, mixed_valence: bool = False) -> Prior:
     """Return the prior that ships with the package, over ``"ionic"`` or over ``"any"`` crystals."""
-    return Prior(load_policy(SHIPPED), chemistry)
+    return Prior(load_policy(SHIPPED), chemistry, mixed_valence=mixed_valence)

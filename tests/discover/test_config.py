@@ -44,7 +44,7 @@ def test_the_main_job_takes_one_reward_and_one_target() -> None:
         (["target=1", "zzz=3"], "--help lists the settings"),
         (["target=1", "seed"], "expected key=value"),
         (["target=1", "seed=1.5"], "whole number"),
-        (["target=1", "seed=-1"], "seed must be >= 0"),
+        (["target=1", "seed=-1"], "seed must be in 0"),
         (["target=1", "env=mp21"], "Did you mean mp20?"),
         (["target=1", "wyckoff=maybe"], "takes on or off"),
         (["target=1", "train=3"], "group of settings"),

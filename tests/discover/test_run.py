@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -80,30 +81,27 @@ def test_a_training_cut_in_two_ends_as_an_uncut_one(finished: Path, tmp_path: Pa
     monkeypatch.setattr(run._Progress, "__call__", original)
     run.main([f"resume={cut}"])
     pd.testing.assert_frame_equal(pd.read_csv(finished / "candidates.csv"), pd.read_csv(cut / "candidates.csv"))
+    assert [event["step"] for event in open_run_folder(cut).read_log("train")] == [1, 2, 3, 4]
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes(tmp_path: Path) -> None:
+def test_a_killed_run_continues_from_its_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    command = [
-        sys.executable,
-        "-m",
-        "discover.run",
-        "reward=density",
-        f"output={folder}",
-        *TINY,
-        "train.n_steps=400",
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    words = ["reward=density", f"output={folder}", *TINY, "train.n_steps=60"]
+    often = f"from discover import run; run._CHECKPOINT_SECONDS = 0.1; run.main({words!r})"
+    process = subprocess.Popen([sys.executable, "-c", often], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (folder / "log.jsonl").exists():
-        time.sleep(0.2)
-    time.sleep(2.0)
+    while not (folder / "checkpoint.json").exists():
+        assert time.monotonic() < deadline, "no checkpoint within two minutes"
+        time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    config = folder / "config.yaml"
-    config.write_text(config.read_text().replace("n_steps: 400", "n_steps: 2"))
+    reached = len(open_run_folder(folder).read_log("train"))
+    assert reached < 60
     run.main([f"resume={folder}"])
+    steps = [event["step"] for event in open_run_folder(folder).read_log("train")]
+    assert steps[-1] == 60
+    assert steps[reached] > 1  # not from the start again
     assert len(pd.read_csv(folder / "candidates.csv")) == 30
 
 
@@ -116,11 +114,13 @@ def test_a_truncated_checkpoint_is_refused(finished: Path, tmp_path: Path) -> No
         run.main([f"resume={folder}"])
 
 
-@pytest.mark.parametrize("correct", ["none", "sir"])
-def test_restricted_samples_obey(finished: Path, tmp_path: Path, correct: str, capsys) -> None:
+@pytest.mark.parametrize("correct", ["none", "sir", "finetune"])
+def test_restricted_samples_obey(finished: Path, tmp_path: Path, correct: str, capsys, monkeypatch) -> None:
     out = tmp_path / correct
     words = ["restrict.elements=[Mg,O]", "restrict.crystal_systems=[cubic]", "restrict.n_atoms=[2,8]", "n=40"]
-    sample.main([f"run={finished}", f"output={out}", f"correct={correct}", *words])
+    monkeypatch.setattr(sample, "_FINETUNE", replace(sample._FINETUNE, n_steps=2, batch_size=16))
+    sample.main([f"run={finished}", f"output={out}", f"correct={correct}", "n_structures=2", *words])
+    assert len(list((out / "structures").glob("*.cif"))) == 2
     table = pd.read_csv(out / "candidates.csv", keep_default_na=False)
     assert len(table) == 40
     assert (table["space_group"] >= 195).all()

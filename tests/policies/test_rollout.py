@@ -261,3 +261,17 @@ def test_right_angles_only_leave_monoclinic_cells_that_the_network_can_draw() ->
     assert bool(log_p.isfinite().all())
     assert_close(angles, torch.full_like(angles, 90.0), rtol=0, atol=1e-6)
     assert Stage.LATTICE in drawn.records
+
+
+def test_the_prior_knows_mixed_valence_where_the_run_allows_it() -> None:
+    from policies.pretrained import UNREPRESENTABLE, load_prior  # noqa: PLC0415 - loads the shipped weights
+
+    magnetite = CrystalBatch(
+        space_group=torch.tensor([227]),
+        elements=torch.tensor([[26, 26, 8]]),
+        letters=torch.tensor([[0, 3, 4]]),
+        counts=torch.tensor([[2, 4, 8]]),
+        lattice_parameters=torch.tensor([[8.4, 8.4, 8.4, 90.0, 90.0, 90.0]], dtype=torch.float64),
+    )
+    assert float(load_prior("ionic", mixed_valence=True).log_prob(magnetite)) > UNREPRESENTABLE
+    assert float(load_prior("ionic").log_prob(magnetite)) == UNREPRESENTABLE
