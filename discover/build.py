@@ -19,9 +19,10 @@ from envs.crystal_env import CrystalEnv
 from envs.errors import RestrictionError
 from envs.restrictions import SPACES, Restrictions, Space, restrict
 from policies.policy import CrystalPolicy, PolicyConfig
-from policies.pretrained import SHIPPED, Prior, load_policy
+from policies.pretrained import SHIPPED, UNREPRESENTABLE, Prior, load_policy
 from proxies import DensityProxy, load_ensemble, load_pretrained
 
+_MUCH = 0.2  # share of crystals that the prior cannot represent beyond which the user is told
 _POOL = 8192  # most samples of the prior that training mixes in as data
 
 
@@ -123,7 +124,7 @@ def start_policy(config: RunConfig, env: CrystalEnv, prior: Prior | None) -> Cry
 def start_trainer(config: RunConfig, parts: Parts) -> Trainer:
     """Return the trainer of a run, with samples of the prior as its data."""
     n_data = round(config.train.data_fraction * config.train.batch_size * config.train.n_steps)
-    return Trainer(
+    trainer = Trainer(
         parts.env,
         parts.policy,
         parts.target,
@@ -132,6 +133,15 @@ def start_trainer(config: RunConfig, parts: Parts) -> Trainer:
         loss=config.loss,
         seed=config.seed,
     )
+    if trainer.data_terms is not None and config.alpha_value > 0:
+        outside = float((trainer.data_terms.log_prior <= UNREPRESENTABLE).double().mean())
+        if outside > _MUCH:
+            print(
+                f"{100 * outside:.0f} % of the crystals under these restrictions lie outside the prior's cells, "
+                f"where alpha={config.alpha_value:g} forbids them; alpha=0 leaves the prior out",
+                file=sys.stderr,
+            )
+    return trainer
 
 
 def prior_samples(config: RunConfig, parts: Parts, n: int) -> CrystalBatch | None:
