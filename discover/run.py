@@ -190,7 +190,7 @@ def main(words: Sequence[str]) -> None:
         print_plan(config)
         return
     if config.resume is not None:
-        folder = open_run_folder(config.resume)
+        folder = open_run_folder(config.resume, to_continue=True)
         config = folder.config(RunConfig)
         parts = build_parts(config)
     else:

@@ -12,7 +12,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -177,8 +176,12 @@ def create_run_folder(config: Any, *, name: str, output: str | None, argv: list[
     return folder
 
 
-def open_run_folder(path: str | Path) -> RunFolder:
+def open_run_folder(path: str | Path, *, to_continue: bool = False) -> RunFolder:
     """Return the folder of an existing run.
+
+    Args:
+        path: The folder.
+        to_continue: Remove what a killed run left half-written. Readers leave it: the run may be alive and writing.
 
     Raises:
         RunFolderError: If there is none at that path.
@@ -188,19 +191,19 @@ def open_run_folder(path: str | Path) -> RunFolder:
         raise RunFolderError(f"{folder} is no folder; name one that discover.run wrote")
     if not (folder / CONFIG).exists():
         raise RunFolderError(f"{folder} holds no run ({CONFIG} is missing); name a folder that discover.run wrote")
-    _mend(folder)
+    if to_continue:
+        _mend(folder)
     return RunFolder(folder)
 
 
 def _mend(folder: Path) -> None:
     """Remove what a killed run left behind: temporary files, and a last log line without its end."""
-    with contextlib.suppress(OSError):  # a run can also be read where it cannot be written
-        for temporary in folder.rglob(".*.tmp"):
-            temporary.unlink()
-        log = folder / LOG
-        if log.exists() and log.stat().st_size and not log.read_bytes().endswith(b"\n"):
-            with log.open("ab") as file:
-                file.write(b"\n")
+    for temporary in folder.rglob(".*.tmp"):
+        temporary.unlink()
+    log = folder / LOG
+    if log.exists() and log.stat().st_size and not log.read_bytes().endswith(b"\n"):
+        with log.open("ab") as file:
+            file.write(b"\n")
 
 
 def default_folder(name: str) -> Path:
@@ -348,8 +351,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"cannot write {type(value).__name__} as JSON")
-
-
-def command_line() -> list[str]:
-    """Return the words that started this process, for the record."""
-    return ["python", *sys.orig_argv[1:]]

@@ -402,7 +402,7 @@ def _open_folder(config: TuneConfig, fixed: Sequence[str]) -> RunFolder:
     path = Path(config.output)
     check_study_file(path / FILE)
     if (path / CONFIG).exists():
-        folder = open_run_folder(path)
+        folder = open_run_folder(path, to_continue=True)
         folder.config(TuneConfig)  # raises if the folder is that of another command
         return folder
     words = [*_words(config), *fixed]

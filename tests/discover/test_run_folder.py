@@ -109,10 +109,21 @@ def test_the_log_keeps_events_in_order_and_survives_a_cut_line(tmp_path: Path) -
     folder.log("done")
     with (folder / "log.jsonl").open("a") as file:
         file.write('{"event": "step", "ste')  # killed while writing
-    again = open_run_folder(tmp_path)
+    again = open_run_folder(tmp_path, to_continue=True)
     again.log("step", step=3)
     assert [record["step"] for record in again.read_log("step")] == [0, 1, 2, 3]
     assert [record["event"] for record in again.read_log()] == ["step", "step", "step", "done", "step"]
+
+
+def test_reading_a_run_that_is_being_written_leaves_its_files_alone(tmp_path: Path) -> None:
+    create_run_folder(RunConfig(target=1), name="x", output=str(tmp_path))
+    (tmp_path / ".candidates.csv.1.tmp").write_text("half")
+    (tmp_path / "log.jsonl").write_text('{"event": "st')
+    open_run_folder(tmp_path)
+    assert (tmp_path / ".candidates.csv.1.tmp").read_text() == "half"
+    assert (tmp_path / "log.jsonl").read_text() == '{"event": "st'
+    open_run_folder(tmp_path, to_continue=True)
+    assert not (tmp_path / ".candidates.csv.1.tmp").exists()
 
 
 def test_a_checkpoint_comes_back_equal(tmp_path: Path) -> None:
