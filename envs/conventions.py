@@ -6,6 +6,7 @@ TABLES = Path(__file__).parent / "tables"
 N_SPACE_GROUPS = 230
 LETTERS = "abcdefghijklmnopqrstuvwxyzA"
 MAX_LETTERS = len(LETTERS)
+GRID = 24  # every translation of every operation is a whole number of 24ths of a cell edge
 LATTICE_SYSTEMS = (
     "triclinic",
     "monoclinic",

@@ -1,4 +1,4 @@
-"""Export the facts of the 230 space groups and of the elements to the small tables that ship.
+"""Export the facts of the 230 space groups, their operations and the elements to the small tables that ship.
 
 Run once when PyXtal or SMACT change: ``python -m envs.export_tables``. Building every group with
 PyXtal takes about ten seconds, reading the exported table a few milliseconds.
@@ -6,17 +6,22 @@ PyXtal takes about ten seconds, reading the exported table a few milliseconds.
 
 import json
 import re
+from collections.abc import Iterable
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pymatgen.core import Element
+from pymatgen.core.operations import SymmOp
 from pyxtal.symmetry import Group
 from smact import element_dictionary
 from smact.screening import MIXED_VALENCE_ELEMENTS, ICSD24FilterConfig
 from smact.screening import _get_icsd24_oxidation_states as icsd24_oxidation_states
 
 from envs.conventions import (
+    GRID,
     LATTICE_SYSTEMS,
     LETTERS,
     MAX_LETTERS,
@@ -44,21 +49,108 @@ def axis_permutation(coset_representative: str) -> tuple[int, int, int]:
     return (AXES.index(letters[0]), AXES.index(letters[1]), AXES.index(letters[2]))
 
 
-def group_alternatives(group: Group, n_letters: int, *, orthorhombic: bool) -> list[tuple[int, ...]]:
+def group_alternatives(group: Group, n_letters: int, *, orthorhombic: bool) -> dict[tuple[int, ...], str]:
     """Return the distinct (letter becomes, new axis was) rows of the Euclidean normaliser, identity first.
 
-    Axes count in orthorhombic groups only; elsewhere the listed operations leave the six
-    conventional lattice parameters as they are.
+    Each row comes with the first operation that causes it. Axes count in orthorhombic groups only; elsewhere the
+    listed operations leave the six conventional lattice parameters as they are.
     """
     found = group.get_alternatives()
-    rows: dict[tuple[int, ...], None] = {}
+    rows: dict[tuple[int, ...], str] = {}
     for operation, letters in zip(found["Coset Representative"], found["Transformed WP"], strict=True):
         # PyXtal lists, for each letter of the transformed crystal, the letter that it came from.
         came_from = [LETTERS.index(letter) for letter in letters.split()]
         letter_map = tuple(came_from.index(i) for i in range(n_letters))
         axes = axis_permutation(operation) if orthorhombic else (0, 1, 2)
-        rows[(*letter_map, *range(n_letters, MAX_LETTERS), *axes)] = None
-    return list(rows)
+        rows.setdefault((*letter_map, *range(n_letters, MAX_LETTERS), *axes), operation)
+    return rows
+
+
+def integer_left_inverse(rotation: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the (3, 3) integer matrix that takes ``rotation @ u`` back to the free coordinates of u.
+
+    The free coordinates of a Wyckoff position are the columns that are not zero. Of all 14,433 operations each has rows
+    that form a unimodular matrix with them, so a position fixes its parameters up to whole numbers.
+
+    Raises:
+        ValueError: If there are no such rows.
+    """
+    inverse = np.zeros((3, 3), dtype=np.int64)
+    free = np.flatnonzero(np.abs(rotation).sum(axis=0))
+    if not len(free):
+        return inverse
+    for rows in map(np.array, combinations(range(3), len(free))):
+        block = rotation[rows[:, None], free]
+        if round(abs(np.linalg.det(block))) == 1:
+            inverse[free[:, None], rows] = np.linalg.inv(block).round().astype(np.int64)
+            return inverse
+    raise ValueError(f"no unimodular rows in {rotation.tolist()}")
+
+
+def parse_operations(operations: Iterable[SymmOp]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return rotations (n, 3, 3) and translations (n, 3) in units of 1/24.
+
+    Raises:
+        ValueError: If an entry is no whole number of these units.
+    """
+    affine = np.stack([operation.affine_matrix[:3] for operation in operations])
+    rotation, translation = affine[:, :, :3].round().astype(np.int64), (affine[:, :, 3] * GRID).round().astype(np.int64)
+    if not (np.allclose(affine[:, :, :3], rotation) and np.allclose(affine[:, :, 3] * GRID, translation)):
+        raise ValueError("an operation is not on the grid of 1/24")
+    return rotation, translation % GRID
+
+
+def parameter_map(
+    move: tuple[NDArray[np.int64], NDArray[np.int64]],
+    source: tuple[NDArray[np.int64], NDArray[np.int64]],
+    target: tuple[NDArray[np.int64], NDArray[np.int64]],
+) -> NDArray[np.int64]:
+    """Return (3, 4): how the parameters of a position change when an operation moves it onto another one.
+
+    Args:
+        move: Rotation (3, 3) and translation (3,) of the operation.
+        source: Operations of the old position; the first one defines its parameters.
+        target: Operations of the new position.
+
+    Raises:
+        ValueError: If the operation does not take the old position to the new one.
+    """
+    rotation, translation = move[0] @ source[0][0], move[0] @ source[1][0] + move[1]
+    for target_rotation, target_translation in zip(*target, strict=True):
+        inverse = integer_left_inverse(target_rotation)
+        linear, shift = inverse @ rotation, inverse @ (translation - target_translation)
+        away = target_rotation @ shift - (translation - target_translation)
+        if (target_rotation @ linear == rotation).all() and not (away % GRID).any():
+            return np.concatenate([linear, shift[:, None] % GRID], axis=1)
+    raise ValueError("the operation does not map one position to the other")
+
+
+def export_operations(path: Path) -> None:
+    """Write the operations of every Wyckoff position, and how the normaliser moves their parameters."""
+    rotations, translations, maps = [], [], []
+    for g in range(N_SPACE_GROUPS):
+        group = Group(g + 1)
+        found = sorted(group.Wyckoff_positions, key=lambda position: LETTERS.index(position.letter))
+        operations = [parse_operations(position.ops) for position in found]
+        rotations += [rotation for rotation, _ in operations]
+        translations += [translation for _, translation in operations]
+        orthorhombic = LATTICE_SYSTEMS[lattice_system_index(g + 1)] == "orthorhombic"
+        for row, operation in group_alternatives(group, len(found), orthorhombic=orthorhombic).items():
+            rotation, translation = parse_operations([SymmOp.from_xyz_str(operation)])
+            table = np.zeros((MAX_LETTERS, 3, 4), dtype=np.int64)
+            for letter in range(len(found)):
+                table[letter] = parameter_map(
+                    (rotation[0], translation[0]), operations[letter], operations[row[letter]]
+                )
+            maps.append(table)
+    np.savez_compressed(
+        path,
+        rotation=np.concatenate(rotations).astype(np.int8),
+        translation=np.concatenate(translations).astype(np.int8),
+        left_inverse=np.stack([integer_left_inverse(r) for r in np.concatenate(rotations)]).astype(np.int8),
+        alternative_map=np.stack(maps).astype(np.int8),
+        pyxtal_version=np.array(version("pyxtal")),
+    )
 
 
 def export_symmetry(path: Path) -> None:
@@ -125,4 +217,5 @@ def export_chemistry(path: Path) -> None:
 
 if __name__ == "__main__":
     export_symmetry(TABLES / "symmetry.npz")
+    export_operations(TABLES / "operations.npz")
     export_chemistry(TABLES / "chemistry.json")

@@ -326,3 +326,18 @@ def log_jacobian(parameters: Tensor, system: Tensor, box: Box) -> Tensor:
     )
     widths = (box.ranges()[system] @ torch.tensor([-1.0, 1.0], dtype=torch.float64)).clamp(min=1e-300).log()
     return (log_lengths * free_length).sum(dim=-1) - math.log(3.0) + (widths * IS_FREE[system]).sum(dim=-1)
+
+
+def lattice_matrix(parameters: Tensor) -> Tensor:
+    """Return (n, 3, 3) lattice vectors as rows in Å of (n, 6) a, b, c in Å and angles in degrees.
+
+    a lies along x, b in the xy plane.
+    """
+    a, b, c = parameters[:, :3].unbind(dim=-1)
+    cos_alpha, cos_beta, cos_gamma = torch.cos(torch.deg2rad(parameters[:, 3:])).unbind(dim=-1)
+    sin_gamma = torch.sin(torch.deg2rad(parameters[:, 5]))
+    c_y = (cos_alpha - cos_beta * cos_gamma) / sin_gamma
+    height = (1.0 - cos_beta**2 - c_y**2).clamp(min=0.0).sqrt()
+    zero = torch.zeros_like(a)
+    rows = [a, zero, zero, b * cos_gamma, b * sin_gamma, zero, c * cos_beta, c * c_y, c * height]
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
