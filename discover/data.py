@@ -1,8 +1,9 @@
 """Structures from a CSV, prepared once: space group, orbits on Wyckoff letters, lattice, labels.
 
-The CSV has the form the field uses (MP-20): one row a material, the structure as CIF text. Everything that needs
-crystallography happens here; what comes out is plain arrays that train on any machine. Prepared files are kept in the
-user's cache under a hash of the CSV, never beside it.
+The CSV has the form the field uses (MP-20): one row a material, the structure as CIF text; a folder of CIF files or an
+extxyz file does as well (`discover.structure_files`). Everything that needs crystallography happens here; what comes
+out is plain arrays that train on any machine. Prepared files are kept in the user's cache under a hash of what was
+read, never beside it.
 """
 
 import hashlib
@@ -10,7 +11,6 @@ import json
 import logging
 import math
 import os
-import re
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
@@ -26,18 +26,19 @@ import pandas as pd
 import spglib
 import torch
 from numpy.typing import NDArray
-from pymatgen.core import Element, Structure
-from pymatgen.io.cif import CifParser
+from pymatgen.core import Structure
 from torch import Tensor
 from tqdm import tqdm
 
+from discover.errors import DataError
+from discover.structure_files import data_files, read_cif, read_table
 from envs.crystal import LETTERS, CrystalBatch
 
 logger = logging.getLogger(__name__)
 
 LABELS = ("formation_energy_per_atom", "band_gap", "e_above_hull")
 REQUIRED_COLUMNS = ("material_id", "cif")
-PREPARATION_VERSION = 1  # part of the cache key: raise it when prepared arrays change
+PREPARATION_VERSION = 2  # part of the cache key: raise it when prepared arrays change
 SYMPRECS = (0.1, 0.01)  # Å; 0.1 is what the Materials Project and MP-20 use
 _CHUNK = 256
 _MIN_ROWS_FOR_POOL = 1024  # starting workers takes longer than this many rows
@@ -46,14 +47,6 @@ _MIN_ROWS_FOR_POOL = 1024  # starting workers takes longer than this many rows
 _ORIGIN_CHOICE_2 = frozenset(
     (48, 50, 59, 68, 70, 85, 86, 88, 125, 126, 129, 130, 133, 134, 137, 138, 141, 142, 201, 203, 222, 224, 227, 228)
 )
-_CELL_KEYS = tuple(
-    f"_cell_{name}" for name in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
-)
-_SYMBOL = re.compile(r"[A-Z][a-z]?")
-
-
-class DataError(ValueError):
-    """A data file that cannot be used, or a row of it that has to be skipped."""
 
 
 class Failure(NamedTuple):
@@ -103,20 +96,6 @@ def hall_numbers() -> tuple[int, ...]:
         if kind is not None:
             entries.setdefault(kind.number, []).append(hall)
     return (0, *(entries[g][1 if g in _ORIGIN_CHOICE_2 else 0] for g in range(1, 231)))
-
-
-def read_cif(text: str) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Return lattice matrix (3, 3) in Å, fractional coordinates (n_atoms, 3) and atomic numbers of a CIF.
-
-    CIFs in P1 as pymatgen writes them are read directly, any other by pymatgen's parser.
-
-    Raises:
-        DataError: If the text is not a CIF of an ordered crystal.
-    """
-    try:
-        return _read_plain_cif(text)
-    except (KeyError, ValueError, IndexError, AttributeError):
-        return _read_any_cif(text)
 
 
 def find_orbits(
@@ -169,10 +148,11 @@ def batch_orbits(rows: Iterable[Orbits]) -> tuple[CrystalBatch, Tensor]:
 
 
 def prepare(path: Path | str, *, n_workers: int = 2, progress: bool = True, use_cache: bool = True) -> PreparedData:
-    """Return the prepared rows of a CSV, from the cache if this file was prepared before.
+    """Return the prepared rows of a data set, from the cache if it was prepared before.
 
     Args:
-        path: CSV (or CSV.GZ) with columns `material_id`, `cif` and any of the labels; or a file of `save_prepared`.
+        path: CSV (or CSV.GZ) with columns `material_id`, `cif` and any of the labels; a folder of CIF files, with the
+            labels in `labels.csv`; an extxyz file, with the labels in the comment lines; or a file of `save_prepared`.
         n_workers: Processes that analyse structures.
         progress: Show a bar with rate and remaining time.
         use_cache: Read and write `cache_directory()`.
@@ -181,8 +161,11 @@ def prepare(path: Path | str, *, n_workers: int = 2, progress: bool = True, use_
         DataError: If the file, a needed column, or every row is missing or unusable.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"no data file at {path}; give the path of a CSV with columns {', '.join(REQUIRED_COLUMNS)}")
+    if not path.exists():
+        raise DataError(
+            f"no data file at {path}; give the path of a CSV with columns {', '.join(REQUIRED_COLUMNS)}, "
+            "of a folder of CIF files or of an extxyz file"
+        )
     if path.suffix == ".npz":
         return load_prepared(path)
     cached = cache_directory() / "prepared" / f"{_content_key(path)}.npz"
@@ -315,20 +298,15 @@ def _keep(data: PreparedData, path: Path) -> None:
 
 
 def _content_key(path: Path) -> str:
-    """Return the hash of a file's content and of everything that changes what is prepared from it."""
+    """Return the hash of all that is read, and of everything that changes what is prepared from it."""
     digest = hashlib.sha256(f"{PREPARATION_VERSION} {SYMPRECS}".encode())
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
+    for file in data_files(path):
+        if path.is_dir():
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())  # the names become material_id
+        with file.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()[:32]
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """Return the CSV; sodium nitride's formula is "NaN", so only an empty field means missing."""
-    try:
-        return pd.read_csv(path, keep_default_na=False, na_values=[""])
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read as CSV: {error}") from error
 
 
 def _read_labels(table: pd.DataFrame) -> tuple[dict[str, NDArray[np.float64]], dict[int, str]]:
@@ -393,63 +371,6 @@ def _analyse_chunk(chunk: list[tuple[int, str]]) -> list[tuple[int, Orbits | str
         except DataError as error:
             results.append((row, str(error)))
     return results
-
-
-def _read_plain_cif(text: str) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Read a P1 CIF with full occupancies, 30 times faster than a general parser; raises if it is anything else."""
-    lines = [line.strip() for line in text.splitlines()]
-    cell = {line.split()[0]: line.split()[1] for line in lines if line.startswith("_cell_")}
-    parameters = [float(cell[key]) for key in _CELL_KEYS]
-    operations = [line for line in lines if re.match(r"\d+\s+'", line)]
-    if len(operations) > 1:
-        raise ValueError("not P1")
-    start = lines.index("_atom_site_type_symbol")
-    end = next(i for i in range(start, len(lines)) if not lines[i].startswith("_atom_site_"))
-    columns = lines[start:end]
-    site_of = {
-        column: columns.index(f"_atom_site_{column}") for column in ("type_symbol", "fract_x", "fract_y", "fract_z")
-    }
-    sites = [line.split() for line in lines[end:] if line]
-    if any(len(site) != len(columns) for site in sites):
-        raise ValueError("more than one loop after the atoms")
-    occupancy = columns.index("_atom_site_occupancy")
-    if any(float(site[occupancy]) != 1.0 for site in sites):
-        raise ValueError("partial occupancy")
-    symbols = [_SYMBOL.match(site[site_of["type_symbol"]]).group() for site in sites]  # type: ignore[union-attr]
-    numbers = np.array([_atomic_number(symbol) for symbol in symbols], dtype=np.int64)
-    coords = np.array([[float(site[site_of[f"fract_{axis}"]]) for axis in "xyz"] for site in sites])
-    return matrix_from_parameters(np.array(parameters)), coords, numbers
-
-
-def _read_any_cif(text: str) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Read any CIF with pymatgen."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            structure = CifParser.from_str(text).parse_structures(primitive=False)[0]
-    except Exception as error:  # the parser raises many kinds
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"unparsable CIF: {first_line}") from error
-    if not structure.is_ordered:
-        raise DataError("disordered structure: every site must hold one element with occupancy 1")
-    numbers = np.array([site.specie.Z for site in structure], dtype=np.int64)
-    return structure.lattice.matrix, structure.frac_coords, numbers
-
-
-@cache
-def _atomic_number(symbol: str) -> int:
-    """Return the atomic number of an element symbol; deuterium and the like raise ValueError."""
-    return int(Element(symbol).number)
-
-
-def matrix_from_parameters(parameters: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return (3, 3) lattice rows in Å of (6,) a, b, c in Å and angles in degrees (a along x, b in the xy plane)."""
-    a, b, c = parameters[:3]
-    cos_alpha, cos_beta, cos_gamma = np.cos(np.radians(parameters[3:]))
-    sin_gamma = math.sin(math.radians(parameters[5]))
-    c_y = (cos_alpha - cos_beta * cos_gamma) / sin_gamma
-    height = math.sqrt(1.0 - cos_beta**2 - c_y**2)  # ValueError if the angles close no cell
-    return np.array([[a, 0.0, 0.0], [b * cos_gamma, b * sin_gamma, 0.0], [c * cos_beta, c * c_y, c * height]])
 
 
 def _symmetry_dataset(cell: tuple[Any, Any, Any], symprec: float) -> Any | None:

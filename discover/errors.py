@@ -30,6 +30,10 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, truncated, foreign, or made for something else."""
 
 
+class DataError(ValueError):
+    """Data that cannot be used: a file, or a structure in it, which then has to be skipped."""
+
+
 class FetchError(ValueError):
     """A public data set that could not be downloaded or is not what was expected."""
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from discover.data import DataError, PreparedData, prepare
+from discover.data import PreparedData, prepare
+from discover.errors import DataError
 from envs.crystal import CrystalBatch
 from proxies import Prediction, load_pretrained, median_gap, p_metastable
 from proxies.calibration import interval_coverage, spearman

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from pymatgen.core import Element, Lattice, Structure
 from tqdm import tqdm
 
-from discover.data import DataError, PreparedData, prepare, read_cif, read_table
-from discover.errors import main_guard
+from discover.data import PreparedData, prepare
+from discover.errors import DataError, main_guard
+from discover.structure_files import read_cif, read_table
 from proxies.equation_of_state import EquationOfState, fit_curve
 
 VOLUME_RATIOS = (0.75, 0.85, 0.93, 1.0, 1.07, 1.18, 1.35, 1.6)

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pymatgen.core import Composition
 
-from discover.data import DataError, read_table
-from discover.errors import main_guard
+from discover.errors import DataError, main_guard
 from discover.options import option, parse_args
 from discover.run_folder import write_atomic
+from discover.structure_files import read_table
 
 SHIPPED = Path(__file__).parent / "known_compositions.npz"
 _KEPT_BITS = 40

@@ -7,55 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 from torch.testing import assert_close
 
-from discover.data import (
-    DataError,
-    batch_orbits,
-    load_prepared,
-    matrix_from_parameters,
-    orbits_of_structure,
-    prepare,
-    prepare_table,
-    read_cif,
-)
+from discover.data import batch_orbits, load_prepared, orbits_of_structure, prepare, prepare_table
+from discover.errors import DataError
 from envs.symmetry import SYMMETRY
-
-
-def rock_salt() -> Structure:
-    return Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
-
-
-def rutile() -> Structure:
-    lattice = Lattice.tetragonal(4.594, 2.959)
-    return Structure.from_spacegroup("P4_2/mnm", lattice, ["Ti", "O"], [[0, 0, 0], [0.305, 0.305, 0]])
-
-
-def perovskite() -> Structure:
-    coords = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0]]
-    return Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.905), ["Sr", "Ti", "O"], coords)
-
-
-def diamond() -> Structure:
-    return Structure.from_spacegroup("Fd-3m", Lattice.cubic(5.431), ["Si"], [[0, 0, 0]])
-
-
-def wurtzite() -> Structure:
-    coords = [[1 / 3, 2 / 3, 0], [1 / 3, 2 / 3, 0.382]]
-    return Structure.from_spacegroup("P6_3mc", Lattice.hexagonal(3.25, 5.207), ["Zn", "O"], coords)
-
-
-def corundum() -> Structure:
-    coords = [[0, 0, 0.3522], [0.3063, 0, 0.25]]
-    return Structure.from_spacegroup("R-3c", Lattice.hexagonal(4.76, 12.99), ["Al", "O"], coords)
-
-
-def spinel() -> Structure:
-    coords = [[0.125, 0.125, 0.125], [0.5, 0.5, 0.5], [0.2624, 0.2624, 0.2624]]
-    return Structure.from_spacegroup("Fd-3m:2", Lattice.cubic(8.08), ["Mg", "Al", "O"], coords)
-
+from tests.discover.textbook import corundum, diamond, perovskite, rock_salt, rutile, spinel, wurtzite
 
 # letters up to the origin choices that a normaliser makes equivalent
 KNOWN = [
@@ -103,24 +61,6 @@ def test_distorted_cells_are_symmetrised_within_the_tolerance() -> None:
     a, b, c, *angles = crystals.lattice_parameters[0].tolist()
     assert a == b == c
     assert angles == [90.0, 90.0, 90.0]
-
-
-def test_plain_and_general_reading_of_a_cif_agree() -> None:
-    structure = corundum().get_primitive_structure()
-    matrix, coords, numbers = read_cif(str(CifWriter(structure)))
-    again = Structure(Lattice(matrix), numbers.tolist(), coords)
-    assert again.composition == structure.composition
-    assert again.volume == pytest.approx(structure.volume, rel=1e-4)
-    symmetric = str(CifWriter(structure, symprec=0.01))  # with symmetry operations: pymatgen's parser reads it
-    crystals, _ = batch_orbits(
-        [orbits_of_structure(Structure(Lattice(m), n.tolist(), x)) for m, x, n in [read_cif(symmetric)]]
-    )
-    assert crystals.wyckoff_strings() == ["Al:12c O:18e"]
-
-
-def test_lattice_matrix_has_the_parameters_it_was_made_from() -> None:
-    parameters = np.array([3.1, 4.2, 5.3, 78.0, 95.0, 103.0])
-    assert np.allclose(Lattice(matrix_from_parameters(parameters)).parameters, parameters)
 
 
 @pytest.fixture
@@ -185,12 +125,6 @@ def test_bad_rows_are_skipped_counted_and_listed(table: pd.DataFrame, caplog) ->
     assert "formation_energy_per_atom is not a finite number" in reasons[5]
     assert "mine.csv: skipped 5 of 7 rows" in caplog.text
     assert "row 2 (x-0): duplicate" in caplog.text
-
-
-def test_disordered_structures_are_refused() -> None:
-    alloy = Structure(Lattice.cubic(3.6), [{"Cu": 0.5, "Au": 0.5}], [[0, 0, 0]])
-    with pytest.raises(DataError, match="disordered"):
-        read_cif(str(CifWriter(alloy)))
 
 
 @pytest.mark.parametrize("column", ["material_id", "cif"])

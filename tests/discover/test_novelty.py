@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from discover.data import DataError
+from discover.errors import DataError
 from discover.novelty import build_fingerprint, hash_formulas, is_known, load_fingerprint, main
 
 
