@@ -116,24 +116,40 @@ def candidate_table(
         order = order[first_of_each(crystal_keys(crystals.select(order)))]
     ranked = crystals.select(order).to("cpu")
     picked = {name: _select(prediction, order) for name, prediction in predictions.items()}
-    n = len(ranked)
-    lattice = ranked.lattice_parameters.numpy()
-    formulas = ranked.formulas()
-    values: dict[Column, object] = {
-        Column.CANDIDATE_ID: [f"c{i + 1:0{max(4, len(str(n)))}d}" for i in range(n)],
-        Column.FORMULA: formulas,
-        Column.SPACE_GROUP: ranked.space_group.numpy(),
-        Column.WYCKOFF: ranked.wyckoff_strings(),
-        **dict(zip((Column.A, Column.B, Column.C, Column.ALPHA, Column.BETA, Column.GAMMA), lattice.T, strict=True)),
-        Column.N_ATOMS: ranked.n_atoms.numpy(),
-        Column.VOLUME_PER_ATOM: ranked.volume_per_atom.numpy(),
+    values = {
+        Column.CANDIDATE_ID: numbered("c", len(ranked)),
         Column.LOG_REWARD: log_reward.cpu()[order].numpy(),
         Column.LOG_PROB: log_prob.cpu()[order].numpy(),
-        Column.NOVEL: ~is_known(formulas),
-        **_property_columns(picked),
-        **_oxidation_columns(ranked),
+        **crystal_columns(ranked, picked),
     }
     return pd.DataFrame({str(column): values[column] for column in Column}), ranked
+
+
+def numbered(prefix: str, n: int) -> list[str]:
+    """Return `n` names such as "c0001", with four digits or as many as they need, so that they sort by number."""
+    return [f"{prefix}{i + 1:0{max(4, len(str(n)))}d}" for i in range(n)]
+
+
+def crystal_columns(crystals: CrystalBatch, predictions: Mapping[str, Prediction]) -> dict[Column, object]:
+    """Return what the table says of crystals themselves: every column but the id and those of a sampler.
+
+    Args:
+        crystals: The crystals, in the order of the rows.
+        predictions: density, formation_energy_per_atom, band_gap and e_above_hull of each.
+    """
+    lattice = crystals.lattice_parameters.numpy()
+    formulas = crystals.formulas()
+    return {
+        Column.FORMULA: formulas,
+        Column.SPACE_GROUP: crystals.space_group.numpy(),
+        Column.WYCKOFF: crystals.wyckoff_strings(),
+        **dict(zip((Column.A, Column.B, Column.C, Column.ALPHA, Column.BETA, Column.GAMMA), lattice.T, strict=True)),
+        Column.N_ATOMS: crystals.n_atoms.numpy(),
+        Column.VOLUME_PER_ATOM: crystals.volume_per_atom.numpy(),
+        Column.NOVEL: ~is_known(formulas),
+        **_property_columns(predictions),
+        **_oxidation_columns(crystals),
+    }
 
 
 def crystal_keys(crystals: CrystalBatch) -> list[tuple[int, ...]]:
