@@ -10,14 +10,34 @@ from pymatgen.core import Element, Lattice, Structure
 from torch import Tensor
 
 from discover.data import PreparedData
+from discover.structure.orbit_batch import OrbitBatch
 from envs.crystal import CrystalBatch
 from envs.lattice import lattice_matrix
+from envs.reference_volume import log_reference_volume
 from envs.wyckoff_operations import all_positions, load_operations, parameters_of
 
 
 def parameters_of_data(data: PreparedData) -> Tensor:
     """Return the free Wyckoff parameters of prepared crystals, (n, max_orbits, 3) float64 in [0, 1), 0 if not free."""
     return parameters_of(data.crystals.space_group, data.crystals.letters, data.positions)[0]
+
+
+def orbit_batch(crystals: CrystalBatch, parameters: Tensor) -> OrbitBatch:
+    """Return crystals as the flow network reads them.
+
+    Args:
+        crystals: Crystals with letters.
+        parameters: (n, max_orbits, 3) free Wyckoff parameters.
+    """
+    amounts = crystals.composition * crystals.centring[:, None]
+    return OrbitBatch(
+        space_group=crystals.space_group,
+        elements=crystals.elements,
+        letters=crystals.letters,
+        parameters=parameters.float(),
+        cell=crystals.lattice_parameters.float(),
+        log_reference=log_reference_volume(amounts, torch.arange(amounts.shape[1])).float(),
+    )
 
 
 def to_structures(crystals: CrystalBatch, parameters: Tensor, *, primitive: bool = False) -> list[Structure]:

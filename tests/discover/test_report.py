@@ -11,7 +11,8 @@ from discover.errors import RunFolderError
 from discover.options import parse_args
 from discover.report import element_shares, main, wanted_property, write_reference, write_report
 from discover.run_folder import RunFolder, create_run_folder
-from discover.structure import RandomCoordinates, cif_text
+from discover.structure.base import cif_text
+from discover.structure.random_baseline import RandomCoordinates
 from tests.discover.crystals import CRYSTALS, crystal_batch, predictions
 
 NAMES = sorted(CRYSTALS)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pymatgen.core import Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from discover.structure import RandomCoordinates, StructureError, cif_text
-from discover.structure.random_baseline import random_letters, wyckoff_operations
+from discover.structure.base import StructureError, cif_text
+from discover.structure.random_baseline import RandomCoordinates, random_letters, wyckoff_operations
 from envs.crystal import CrystalBatch
 from envs.symmetry import SYMMETRY
 from tests.discover.crystals import CRYSTALS, crystal_batch
