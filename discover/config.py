@@ -396,6 +396,41 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Everything `python -m discover.generate` can be told."""
+
+    n: int = option(1000, "crystals to draw; all of them count, those without a structure too")
+    chemistry: Literal["any", "ionic"] = option("any", "no charge rule, or charge-neutral and Pauling-ordered")
+    mixed_valence: bool = option(False, "let one element take two oxidation states (Fe3O4), for chemistry=ionic")
+    restrict: RestrictConfig = group(RestrictConfig, "what the crystals may contain")
+    structure: Literal["random"] = option("random", "how coordinates are found: random (PyXtal's, the baseline)")
+    format: Literal["cif", "extxyz", "poscar"] = option(
+        "cif", "one CIF or POSCAR file each, or one extxyz file with all"
+    )
+    proxies: str | None = option(None, "folder of proxies from discover.train what=proxy or trees; null: as shipped")
+    prior: str | None = option(None, "folder of a prior from discover.train what=prior; null: as shipped")
+    seed: int = option(0, "random seed; same seed, same machine, same result")
+    output: str | None = option(None, "folder to write to; null: runs/<time>-generate")
+    threads: int = option(1, "threads of torch")
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ConfigError: Naming the setting and the remedy.
+            RestrictionError: Naming the restriction, or the two that clash.
+        """
+        _require(self.n >= 1, f"n must be at least 1, got {self.n}")
+        _require(0 <= self.seed < 2**63, f"seed must be in 0 to 2^63 - 1, got {self.seed}")
+        _require(self.threads >= 1, f"threads must be at least 1, got {self.threads}")
+        _require(
+            not (self.mixed_valence and self.chemistry == "any"),
+            "mixed_valence=on does nothing with chemistry=any, which has no charge rule; drop one of them",
+        )
+        restrict(SPACES["mp20"](), self.restrict.to_restrictions())  # RestrictionError before anything is built
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything `python -m discover.train` can be told."""
 
@@ -428,11 +463,14 @@ class TrainConfig:
 class EvaluateConfig:
     """Everything `python -m discover.evaluate` can be told."""
 
-    task: Literal["sampler", "proxy", "prior"] = option(
-        "sampler", "what to evaluate: a trained sampler, the proxies, or the likelihood of the prior"
+    task: Literal["sampler", "proxy", "prior", "csp"] = option(
+        "sampler",
+        "what to evaluate: a trained sampler, the proxies, the likelihood of the prior, or structure prediction (csp)",
     )
     run: str | None = option(None, "for task=sampler: folder of the run")
-    data: str | None = option(None, "for task=proxy and task=prior: CSV file with structures and labels")
+    data: str | None = option(
+        None, "for task=proxy, prior and csp: CSV file with structures, and labels for the first two"
+    )
     train_data: str | None = option(
         None,
         "CSV file that the weights were trained on: adds figures on chemical systems new to the proxies, "
@@ -441,7 +479,21 @@ class EvaluateConfig:
     weights: str | None = option(
         None, "for task=proxy and task=prior: folder of trained weights; null: those that ship with the package"
     )
-    n: int = option(10000, "for task=sampler: crystals to sample")
+    n: int = option(10000, "for task=sampler: crystals to sample; for task=csp: random rows of the data, at most all")
+    k: int = option(1, "for task=csp: predictions per material; figures at 1, 5, 20 and 100 up to k come from one run")
+    given: Literal["composition", "wyckoff"] = option(
+        "composition", "for task=csp: what is known of a material; wyckoff adds its space group and letters"
+    )
+    source: Literal["both", "generator", "templates", "random"] = option(
+        "both",
+        "for task=csp: proposals as discover.predict makes them, from the composition prior and the flow alone, "
+        "from retrieval alone, or the prior's letters with random coordinates",
+    )
+    templates: str | None = option(
+        None, "for task=csp: CSV file whose rows are retrieved; null: the aggregate that ships with the package"
+    )
+    output: str | None = option(None, "for task=csp: folder for figures.json and structures.csv, one row a material")
+    n_workers: int = option(2, "for task=csp: processes that compare structures")
     seed: int = option(0, "random seed")
 
     def __post_init__(self) -> None:
@@ -450,6 +502,8 @@ class EvaluateConfig:
         Raises:
             ConfigError: Naming the setting and the remedy.
         """
+        if self.task == "csp":
+            self._check_csp()
         if self.task == "sampler":
             _require(self.run is not None, "task=sampler needs run=DIR, the folder that discover.run wrote")
             _require(
@@ -461,6 +515,23 @@ class EvaluateConfig:
             _require(self.run is None, "run belongs to task=sampler; drop it")
         _require(self.n >= 1, f"n must be at least 1, got {self.n}")
         _require(0 <= self.seed < 2**63, f"seed must be in 0 to 2^63 - 1, got {self.seed}")
+
+    def _check_csp(self) -> None:
+        """Check what only structure prediction takes."""
+        _require(
+            self.train_data is None and self.weights is None,
+            "train_data and weights belong to task=proxy and task=prior; drop them",
+        )
+        _require(self.k >= 1, f"k must be at least 1, got {self.k}")
+        _require(self.n_workers >= 0, f"n_workers must be at least 0, got {self.n_workers}")
+        _require(
+            self.given == "composition" or self.source == "generator",
+            f"given=wyckoff leaves only coordinates and lattice to find: use source=generator, not {self.source}",
+        )
+        _require(
+            self.templates is None or self.source in ("both", "templates"),
+            f"templates=FILE belongs to source=both and source=templates, not to source={self.source}; drop it",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

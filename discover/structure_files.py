@@ -260,7 +260,7 @@ def write_structures(
         write_atomic(folder / f"{name}.extxyz", extxyz_text(structures))
         return
     suffix, text = (".cif", cif_text) if file_format == "cif" else (".vasp", _poscar_text)
-    for file, structure in structures.items():
+    for file, structure in tqdm(structures.items(), desc="writing", unit="file", disable=None):
         write_atomic(folder / f"{file}{suffix}", text(structure))
 
 

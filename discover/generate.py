@@ -1,0 +1,187 @@
+"""``python -m discover.generate n=1000``: crystals of the shipped prior, without any reward, as full structures.
+
+Rows are consecutive draws: nothing is ranked, dropped or drawn again, and a crystal without a structure keeps its row.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+
+import pandas as pd
+import torch
+from pymatgen.core import Structure
+from torch import Tensor
+from tqdm import tqdm
+
+from discover.build import build_properties, seeded
+from discover.candidates import CSV, Column, crystal_columns, numbered
+from discover.config import GenerateConfig
+from discover.errors import main_guard
+from discover.options import help_text, parse_args
+from discover.properties import Properties
+from discover.run_folder import RunFolder, create_run_folder
+from discover.structure.base import StructureGenerator
+from discover.structure.random_baseline import RandomCoordinates
+from discover.structure_files import StructureFormat, write_structures
+from discover.train_sampler import draw_crystals
+from envs.crystal import CrystalBatch
+from envs.crystal_env import CrystalEnv
+from envs.restrictions import Restrictions, Space, restrict
+from policies.pretrained import SHIPPED, Prior, load_policy, load_prior
+
+USAGE = "python -m discover.generate n=1000 ['restrict.elements=[Fe,O]'] [output=DIR]"
+FAILURE = "failure"  # column of the table: why a row has no structure, empty where it has one
+NO_COORDINATES = "no coordinates without overlapping atoms were found"
+_BATCH = 1000  # the first crystals of a longer run with the same seed are those of a shorter one
+_LEFT_OUT = (Column.LOG_REWARD,)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Consecutive draws of the prior."""
+
+    crystals: CrystalBatch  # (n,) with the lattice of the structure, where there is one
+    log_prob: Tensor  # (n,) float64 log probability (density) under the prior
+    structures: list[Structure | None]  # (n,) conventional cells; None where no coordinates were found
+
+    @property
+    def failures(self) -> list[int]:
+        """Return the rows without a structure."""
+        return [row for row, structure in enumerate(self.structures) if structure is None]
+
+
+def generate(
+    n: int,
+    *,
+    prior: Prior | None = None,
+    restrictions: Restrictions | None = None,
+    generator: StructureGenerator | None = None,
+    seed: int = 0,
+) -> Generated:
+    """Return `n` crystals of the prior with their structures.
+
+    Args:
+        n: How many are drawn.
+        prior: What to draw from; None: the prior that ships, over crystals of any chemistry.
+        restrictions: What the crystals may contain; None leaves the prior as it is, rare elements included.
+        generator: Finds coordinates; None: random ones.
+        seed: Of the crystals and of their coordinates.
+    """
+    batches = list(generate_batches(n, prior=prior, restrictions=restrictions, generator=generator, seed=seed))
+    return Generated(
+        CrystalBatch.cat([batch.crystals for batch in batches]),
+        torch.cat([batch.log_prob for batch in batches]),
+        [structure for batch in batches for structure in batch.structures],
+    )
+
+
+def generate_batches(
+    n: int,
+    *,
+    prior: Prior | None = None,
+    restrictions: Restrictions | None = None,
+    generator: StructureGenerator | None = None,
+    seed: int = 0,
+) -> Iterator[Generated]:
+    """Yield what `generate` returns, a thousand crystals at a time, with progress."""
+    prior = _shipped() if prior is None else prior
+    generator = RandomCoordinates() if generator is None else generator
+    env = environment(prior, restrictions)
+    draws = seeded(seed, "generate")
+    with tqdm(total=n, desc="generating", unit="crystal", disable=None, file=sys.stderr) as bar:
+        for index, (crystals, log_prob) in enumerate(draw_crystals(env, prior.policy, n, draws, batch_size=_BATCH)):
+            structures = generator.generate(crystals, seeded(seed, f"structures {index}"))
+            yield Generated(with_lattices(crystals, structures), log_prob, structures)
+            bar.update(len(crystals))
+
+
+@cache
+def _shipped() -> Prior:
+    return load_prior("any")
+
+
+def environment(prior: Prior, restrictions: Restrictions | None) -> CrystalEnv:
+    """Return where the prior draws crystals under restrictions.
+
+    Raises:
+        RestrictionError: If they contradict each other or leave no crystal.
+    """
+    return prior.env if restrictions is None else _environment(restrict(prior.space, restrictions))
+
+
+@lru_cache(maxsize=1)
+def _environment(space: Space) -> CrystalEnv:
+    return CrystalEnv(space)  # its tables take seconds, and calls in a row share them
+
+
+def with_lattices(crystals: CrystalBatch, structures: Sequence[Structure | None]) -> CrystalBatch:
+    """Return the crystals with the cell of their structure, which a generator may have refined."""
+    lattices = crystals.lattice_parameters.clone()
+    for row, structure in enumerate(structures):
+        if structure is not None:
+            lattices[row] = torch.tensor(structure.lattice.parameters, dtype=lattices.dtype)
+    return replace(crystals, lattice_parameters=lattices)
+
+
+def generated_table(generated: Generated, properties: Properties, ids: Sequence[str]) -> pd.DataFrame:
+    """Return one row a crystal, with predicted properties and the reason where it has no structure."""
+    crystals = generated.crystals
+    columns = {
+        Column.CANDIDATE_ID: ids,
+        Column.LOG_PROB: generated.log_prob.numpy(),
+        **crystal_columns(crystals, properties.predict(crystals)),
+    }
+    table = pd.DataFrame({str(column): columns[column] for column in Column if column not in _LEFT_OUT})
+    table[FAILURE] = [NO_COORDINATES if structure is None else "" for structure in generated.structures]
+    return table
+
+
+def write_generated(folder: RunFolder, generated: Generated, table: pd.DataFrame, file_format: StructureFormat) -> None:
+    """Write structures under the ids of the table, and the table as CSV."""
+    named = zip(table[Column.CANDIDATE_ID], generated.structures, strict=True)
+    built = {name: structure for name, structure in named if structure is not None}
+    write_structures(folder.structures, built, file_format)
+    folder.write(CSV, table.to_csv(index=False, float_format="%.6g"))
+
+
+def figures(table: pd.DataFrame) -> dict[str, float]:
+    """Return what a table of generated crystals amounts to."""
+    return {
+        "n": len(table),
+        "structures": int((table[FAILURE] == "").sum()),
+        "formulas": table[Column.FORMULA].nunique(),
+        "space_groups": table[Column.SPACE_GROUP].nunique(),
+        "median_formation_energy_per_atom": float(table[Column.FORMATION_ENERGY].median()),
+        "mean_p_metastable": float(table[Column.P_METASTABLE].mean()),
+    }
+
+
+def main(words: Sequence[str]) -> None:
+    """Run the command line."""
+    if any(word in ("-h", "--help", "help") for word in words):
+        print(help_text(GenerateConfig, USAGE))
+        return
+    config = parse_args(GenerateConfig, words)
+    torch.set_num_threads(config.threads)
+    policy = load_policy(SHIPPED if config.prior is None else Path(config.prior) / "prior")
+    prior = Prior(policy, config.chemistry, mixed_valence=config.mixed_valence)
+    restrictions = config.restrict.to_restrictions()
+    properties = build_properties(config.proxies)
+    environment(prior, restrictions)  # before the folder, so that restrictions that leave nothing leave no folder
+    folder = create_run_folder(config, name="generate", output=config.output, argv=list(words))
+    generated = generate(config.n, prior=prior, restrictions=restrictions, seed=config.seed)
+    table = generated_table(generated, properties, numbered("g", config.n))
+    write_generated(folder, generated, table, config.format)
+    result = figures(table)
+    folder.log("result", **result)
+    print(f"{result['n']} crystals, {result['structures']} with a structure, in {folder.path}")
+    if generated.failures:
+        print(f"{len(generated.failures)} without: {NO_COORDINATES} ({CSV} names them in the column {FAILURE!r})")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main_guard(main)

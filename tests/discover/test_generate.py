@@ -1,0 +1,99 @@
+"""Crystals of the prior without a reward: consecutive, restricted, repeatable, failures kept."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from pymatgen.core import Structure
+
+from discover import generate as command
+from discover.candidates import Column
+from discover.data import prepare
+from discover.errors import ConfigError
+from discover.generate import FAILURE, NO_COORDINATES, generate
+from discover.structure.base import StructureGenerator
+from discover.structure.random_baseline import RandomCoordinates
+from envs.crystal import CrystalBatch
+from envs.errors import RestrictionError
+from envs.restrictions import Restrictions
+
+FEW = Restrictions(elements=["Na", "Mg", "O", "Cl"], crystal_systems=["cubic"], n_elements=[2, 2])
+
+
+class EveryOther(StructureGenerator):
+    """A generator that expands cells and finds no coordinates for every second crystal."""
+
+    def generate(self, crystals: CrystalBatch, generator: torch.Generator) -> list[Structure | None]:
+        found = RandomCoordinates(min_ratio=0.0).generate(crystals, generator)
+        return [None if row % 2 or s is None else s.scale_lattice(s.volume * 1.331) for row, s in enumerate(found)]
+
+
+def test_the_same_seed_gives_the_same_structures_and_another_seed_others() -> None:
+    first, again, other = (generate(20, restrictions=FEW, seed=seed) for seed in (1, 1, 2))
+    assert first.structures == again.structures
+    assert torch.equal(first.log_prob, again.log_prob)
+    assert first.crystals.wyckoff_strings() != other.crystals.wyckoff_strings()
+
+
+def test_structures_have_the_composition_and_cell_of_their_crystal() -> None:
+    drawn = generate(20, restrictions=FEW)
+    rows = [row for row in range(20) if row not in drawn.failures]
+    assert len(rows) > 10
+    formulas, lattices = drawn.crystals.formulas(), drawn.crystals.lattice_parameters
+    for row in rows:
+        structure = drawn.structures[row]
+        assert structure.composition.reduced_formula == formulas[row]
+        assert structure.lattice.parameters == pytest.approx(lattices[row].tolist())
+        assert {site.specie.symbol for site in structure} <= {"Na", "Mg", "O", "Cl"}
+    assert bool((drawn.crystals.space_group >= 195).all())
+
+
+def test_failures_keep_their_rows_and_refined_cells_are_reported() -> None:
+    plain = generate(6, restrictions=FEW, generator=RandomCoordinates(min_ratio=0.0))
+    drawn = generate(6, restrictions=FEW, generator=EveryOther())
+    assert drawn.failures == [1, 3, 5]
+    ratio = drawn.crystals.volume / plain.crystals.volume
+    torch.testing.assert_close(ratio, torch.tensor([1.331, 1.0] * 3).double())
+
+
+def test_a_longer_draw_starts_with_the_shorter_one(monkeypatch) -> None:
+    monkeypatch.setattr(command, "_BATCH", 8)
+    short, long = generate(8, restrictions=FEW), generate(20, restrictions=FEW)
+    assert long.structures[:8] == short.structures
+
+
+@pytest.mark.parametrize("file_format", ["cif", "extxyz", "poscar"])
+def test_the_command_writes_a_table_and_structures(file_format: str, tmp_path: Path, capsys) -> None:
+    words = ["n=12", "restrict.elements=[Na,Mg,O,Cl]", "restrict.n_elements=2", f"format={file_format}"]
+    command.main([*words, f"output={tmp_path / 'run'}", "structure=random"])
+    table = pd.read_csv(tmp_path / "run" / "candidates.csv", keep_default_na=False)
+    assert len(table) == 12
+    assert table[Column.CANDIDATE_ID].tolist()[:2] == ["g0001", "g0002"]
+    assert set(table[FAILURE]) <= {"", NO_COORDINATES}
+    built = table.loc[table[FAILURE] == "", Column.CANDIDATE_ID].tolist()
+    folder = tmp_path / "run" / "structures"
+    if file_format == "extxyz":
+        assert prepare(folder / "structures.extxyz", use_cache=False).ids.tolist() == built
+    else:
+        assert sorted(file.stem for file in folder.iterdir()) == built
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["n"], result["structures"]) == (12, len(built))
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        (["n=0"], ConfigError, "n must be at least 1"),
+        (["chemistry=covalent"], ConfigError, "chemistry takes one of any, ionic"),
+        (["restrict.elements=[Xx]"], RestrictionError, "Xx"),
+        (["restrict.required=[O]", "restrict.exclude=[O]"], RestrictionError, "contradicts"),
+        (["restrict.elements=[O]", "chemistry=ionic"], RestrictionError, r"no charge-neutral.* composition of O"),
+        (["format=pdb"], ConfigError, "format takes one of"),
+    ],
+)
+def test_settings_that_cannot_be_met_are_refused_at_once(words, error, message: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=message):
+        command.main([*words, f"output={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()
