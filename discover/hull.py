@@ -1,0 +1,176 @@
+"""Energy above the convex hull of known materials.
+
+The hull file is the user's: a CSV of formulas and formation energies on the Materials Project's MP2020 scale. What
+ships is the energy of the elements on that scale: 89 numbers of the Materials Project (CC BY 4.0; Jain et al. 2013,
+doi:10.1063/1.4812323), corrected as in Wang et al. 2021 (doi:10.1038/s41598-021-94550-5).
+"""
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pymatgen.core import Composition
+from scipy.optimize import linprog
+
+from discover.structure_files import read_table
+
+ELEMENTAL_ENERGIES = Path(__file__).parent / "elemental_references.csv"
+ENTRIES = "entries.csv.gz"
+FORMULA_COLUMNS = ("formula", "pretty_formula")
+ENERGY_COLUMNS = ("e_form", "formation_energy_per_atom")
+
+
+class HullError(ValueError):
+    """A hull file that cannot be used."""
+
+
+@cache
+def elemental_energies() -> Mapping[str, float]:
+    """Return the MP2020 energy in eV/atom of each element's ground state."""
+    table = pd.read_csv(ELEMENTAL_ENERGIES, keep_default_na=False)  # "Na" is no missing value
+    return dict(zip(table["element"], table["energy_per_atom"].astype(float), strict=True))
+
+
+def formation_energy_per_atom(composition: Composition, energy_per_atom: float) -> float:
+    """Return the formation energy in eV/atom of a total energy on the MP2020 scale, NaN without a reference.
+
+    Args:
+        composition: What the energy is of.
+        energy_per_atom: Total energy in eV/atom, such as CHGNet's.
+    """
+    references = elemental_energies()
+    amounts = composition.get_el_amt_dict()
+    if not amounts.keys() <= references.keys():
+        return math.nan
+    return energy_per_atom - sum(n * references[symbol] for symbol, n in amounts.items()) / sum(amounts.values())
+
+
+@dataclass(frozen=True)
+class _Phases:
+    """Known phases of one set of elements."""
+
+    fractions: NDArray[np.float64]  # (n_phases, n_elements) atomic fractions, elements in alphabetical order
+    energies: NDArray[np.float64]  # (n_phases,) formation energy, eV/atom
+
+
+class Hull:
+    """The lower convex hull of formation energies over composition.
+
+    Args:
+        energies: Formation energy in eV/atom of each formula; of formulas that reduce to the same the lowest counts.
+            Elements are at zero by definition.
+
+    Raises:
+        HullError: If there is no entry.
+    """
+
+    def __init__(self, energies: Mapping[str, float]) -> None:
+        if not energies:
+            raise HullError("a hull needs at least one entry, got none")
+        lowest: dict[str, tuple[Composition, float]] = {}
+        for formula, energy in energies.items():
+            composition = Composition(formula)
+            reduced = composition.reduced_formula
+            if reduced not in lowest or energy < lowest[reduced][1]:
+                lowest[reduced] = composition, energy
+        self.formulas = frozenset(lowest)
+        grouped: dict[tuple[str, ...], list[tuple[dict[str, float], float]]] = {}
+        for composition, energy in lowest.values():
+            amounts = composition.get_el_amt_dict()
+            total = sum(amounts.values())
+            fractions = {symbol: n / total for symbol, n in amounts.items()}
+            grouped.setdefault(tuple(sorted(fractions)), []).append((fractions, energy))
+        self.elements = frozenset(symbol for elements in grouped for symbol in elements)
+        self._groups = {
+            elements: _Phases(
+                np.array([[fractions[symbol] for symbol in elements] for fractions, _ in entries]),
+                np.array([energy for _, energy in entries]),
+            )
+            for elements, entries in grouped.items()
+        }
+        self._systems: dict[tuple[str, ...], _Phases] = {}
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Hull":
+        """Return the hull of a file, or of `entries.csv.gz` in a folder.
+
+        Raises:
+            HullError: If there is no such file, or it lacks formulas, energies, or a finite number.
+        """
+        path = Path(path)
+        path = path / ENTRIES if path.is_dir() else path
+        if not path.is_file():
+            raise HullError(
+                f"no hull file at {path}; give a CSV with a column {' or '.join(FORMULA_COLUMNS)} and a column "
+                f"{' or '.join(ENERGY_COLUMNS)} (eV/atom, MP2020 corrections), or a folder with {ENTRIES}"
+            )
+        table = read_table(path)
+        formulas = _column(table, FORMULA_COLUMNS, path).astype(str)
+        energies = pd.to_numeric(_column(table, ENERGY_COLUMNS, path), errors="coerce").to_numpy(dtype=np.float64)
+        broken = np.flatnonzero(~np.isfinite(energies))
+        if len(broken):
+            raise HullError(f"{path}: row {broken[0]} ({formulas.iloc[broken[0]]}) has no finite formation energy")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pymatgen warns that helium, neon and argon have no electronegativity
+            return cls(pd.Series(energies).groupby(formulas.to_numpy()).min().to_dict())
+
+    def energy(self, composition: Composition) -> float:
+        """Return the hull's formation energy in eV/atom at a composition; NaN if it lacks one of its elements.
+
+        The hull at a composition is the cheapest mixture of known phases that makes it up, a linear programme.
+        """
+        amounts = composition.get_el_amt_dict()
+        if not amounts.keys() <= self.elements:
+            return math.nan
+        elements = tuple(sorted(amounts))
+        phases = self._system(elements)
+        target = np.array([amounts[symbol] for symbol in elements]) / sum(amounts.values())
+        solution = linprog(phases.energies, A_eq=phases.fractions.T, b_eq=target, method="highs")
+        if not solution.success:  # the elements themselves are among the phases, so there is always a mixture
+            raise HullError(f"no hull energy of {composition.reduced_formula}: {solution.message}")
+        return float(solution.fun)
+
+    def e_above_hull(
+        self, compositions: Iterable[Composition], formation_energies: Sequence[float] | NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return energies above hull in eV/atom, negative below it; (n,), NaN where unknown.
+
+        A candidate is no part of the hull itself, so a new stable one is below zero. Unknown are structures without an
+        energy and those with an element that the hull lacks (`lacks` names it).
+        """
+        pairs = zip(compositions, formation_energies, strict=True)
+        return np.array([e - self.energy(c) if math.isfinite(e) else math.nan for c, e in pairs], dtype=np.float64)
+
+    def lacks(self, composition: Composition) -> tuple[str, ...]:
+        """Return the elements of a composition that no entry of the hull contains."""
+        return tuple(sorted(composition.get_el_amt_dict().keys() - self.elements))
+
+    def _system(self, elements: tuple[str, ...]) -> _Phases:
+        """Return all phases made of some of these elements, the elements themselves at zero among them."""
+        if elements not in self._systems:
+            n = len(elements)
+            fractions, energies = [np.eye(n)], [np.zeros(n)]
+            for size in range(1, n + 1):
+                for places in combinations(range(n), size):
+                    group = self._groups.get(tuple(elements[i] for i in places))
+                    if group is not None:
+                        spread = np.zeros((len(group.energies), n))
+                        spread[:, places] = group.fractions
+                        fractions.append(spread)
+                        energies.append(group.energies)
+            self._systems[elements] = _Phases(np.concatenate(fractions), np.concatenate(energies))
+        return self._systems[elements]
+
+
+def _column(table: pd.DataFrame, names: tuple[str, ...], path: Path) -> pd.Series:
+    for name in names:
+        if name in table.columns:
+            return table[name]
+    raise HullError(f"{path} has no column {' or '.join(names)}; it has {', '.join(map(str, table.columns))}")
