@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from envs.assignment import Compositions
 from envs.conventions import LATTICE_SYSTEMS, MAX_LETTERS, N_SPACE_GROUPS, POINT_SYMMETRIES
 from envs.crystal import MAX_ATOMIC_NUMBER
-from envs.lattice import N_COORDINATES
+from envs.lattice import FIXED_ANGLES, IS_FREE, N_COORDINATES
 from envs.symmetry import SYMMETRY
 
 MAX_EMBEDDED = 24  # larger counts share one embedding, the logarithm beside it tells them apart
@@ -150,8 +150,8 @@ class CompositionNetwork(nn.Module):
             element_features = torch.zeros(MAX_ATOMIC_NUMBER + 1, config.n_element_features)
         self.register_buffer("element_features", element_features.float())
         self.register_buffer("seen", torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.bool))
-        self.register_buffer("lattice_mean", torch.zeros(len(LATTICE_SYSTEMS), N_COORDINATES))
-        self.register_buffer("lattice_spread", torch.ones(len(LATTICE_SYSTEMS), N_COORDINATES))
+        self.register_buffer("lattice_mean", torch.cat([FIXED_ANGLES, torch.zeros_like(FIXED_ANGLES)], dim=1).float())
+        self.register_buffer("lattice_spread", IS_FREE.float())
         self.register_buffer("group_features", _group_features(), persistent=False)
         self.register_buffer("letter_features", _letter_features(), persistent=False)
         self.register_buffer("site_symmetry", SYMMETRY.site_symmetry, persistent=False)
