@@ -22,6 +22,7 @@ from pymatgen.core import Element, Structure
 from tqdm import tqdm
 
 from discover.build import seeded
+from discover.config import EvaluateConfig
 from discover.data import PreparedData, prepare_table
 from discover.metrics.intervals import Interval, bootstrap_interval, wilson_interval
 from discover.metrics.matching import (
@@ -30,6 +31,7 @@ from discover.metrics.matching import (
     best_rms,
     first_hits,
     first_match,
+    match_predictions,
     match_rate,
     metre,
     penalised_rms,
@@ -91,6 +93,30 @@ class Outcome:
 
     predictions: list[list[Structure | None]]
     seconds: NDArray[np.float64]  # (n,) per material, for all k; materials of one batch share its time
+
+
+def evaluate_csp(config: EvaluateConfig, predictor: Predictor) -> dict[str, Any]:
+    """Predict the structures that a configuration names, and return every figure; write them where it says.
+
+    Raises:
+        DataError: If the data cannot be used.
+        RunFolderError: If the output cannot be written.
+    """
+    targets = read_targets(config.data or "", config.n, config.seed, n_workers=config.n_workers)
+    outcome = predict_targets(targets, predictor, k=config.k, given=config.given, seed=config.seed)
+    matches = match_predictions(outcome.predictions, targets.structures, n_workers=config.n_workers)
+    shown = {
+        **figures(matches, outcome, config.k),
+        "given": config.given,
+        "source": config.source,
+        "templates": config.templates,
+        "seed": config.seed,
+        "n_skipped": targets.n_skipped,
+        "n_threads": torch.get_num_threads(),
+    }
+    if config.output is not None:
+        write_results(Path(config.output), targets, matches, outcome, shown)
+    return shown
 
 
 def read_targets(path: Path | str, n: int, seed: int, *, n_workers: int = 2) -> Targets:
