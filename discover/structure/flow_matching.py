@@ -22,9 +22,11 @@ from discover.structure.geometry import contacts
 from discover.structure.network import FlowConfig, OrbitFormer
 from discover.structure.orbit_batch import Frame, LatticeScale, OrbitBatch, make_frame
 from discover.structure.orbits import orbit_batch, to_structures
+from discover.structure.torus import nearest_equivalent, wrap
 from envs.crystal import CrystalBatch
 from envs.lattice import IS_FREE, lattice_matrix
 from envs.symmetry import SYMMETRY
+from envs.wyckoff_operations import free_mask
 from policies.errors import CheckpointError
 
 SHIPPED = Path(__file__).parent / "pretrained" / "flow"
@@ -34,6 +36,8 @@ Solver = Literal["euler", "heun"]
 LATTICE_START: dict[str, float] = {"fixed": 1.0, "refine": 0.8, "free": 0.0}
 _RADII = torch.from_numpy(covalent_radii[:119]).float()
 _REPAIR_RATIO, _REPAIR_STEPS = 0.75, 20
+_AGREEMENT = 0.05
+_RATIO_WEIGHT = 3.0  # chosen on one formula in forty of the training data
 _CHUNK = 512
 
 
@@ -55,6 +59,8 @@ class FlowMatching:
         lattice: Keep the crystals' lattices (`fixed`), correct them (`refine`), or find new ones (`free`).
         n_steps: Steps of the integration.
         n_draws: Draws per crystal; the one with the best score is kept.
+        lattice_temperature: Factor on the noise that a lattice starts from, unless it is `fixed`: 1 samples, 0 starts
+            at the mean and gives nearly the most probable lattice.
         anneal: s' of the factor 1 + s' t on the velocity of the parameters (CrystalFlow, equation 25).
         solver: Euler, or Heun's method of second order, which calls the network twice a step.
         repair: Push atoms apart that are closer than 0.75 of the sum of their covalent radii.
@@ -65,7 +71,8 @@ class FlowMatching:
     scale: LatticeScale
     lattice: LatticeMode = "fixed"
     n_steps: int = 20
-    n_draws: int = 4
+    n_draws: int = 1
+    lattice_temperature: float = 0.0
     anneal: float = 5.0
     solver: Solver = "euler"
     repair: bool = True
@@ -94,18 +101,26 @@ class FlowMatching:
         ]
 
     def best_draws(self, crystals: CrystalBatch, generator: torch.Generator) -> Draws:
-        """Return the best of ``n_draws`` draws of each crystal; a crystal without free parameters needs only one."""
+        """Return the best of ``n_draws`` draws of each crystal; a crystal without free parameters needs only one.
+
+        The score of a draw is how many others agree with it (see ``agreement``) plus three times its shortest distance
+        over the sum of covalent radii, at most 1: frequent answers win over rare ones, airy over crowded ones.
+        """
         _check(crystals)
         n = len(crystals)
-        freedom = SYMMETRY.n_free_coords[crystals.space_group[:, None] - 1, crystals.letters.clamp(min=0)]
-        is_rigid = (freedom * (crystals.letters >= 0)).sum(dim=1) == 0
-        repeats = torch.where(is_rigid & torch.tensor(self.lattice != "free"), 1, self.n_draws)
+        is_rigid = ~free_mask(crystals.space_group, crystals.letters).any(dim=2).any(dim=1)
+        repeats = torch.where(is_rigid, 1, self.n_draws)
         owner = torch.repeat_interleave(torch.arange(n), repeats)
         draws = self.draw(crystals.select(owner), generator)
-        best = torch.full((n,), -torch.inf, dtype=torch.float64).scatter_reduce(0, owner, draws.score, "amax")
-        is_best = draws.score == best[owner]
+        score = _RATIO_WEIGHT * draws.score
+        if self.n_draws > 1:
+            several = (~is_rigid[owner]).nonzero().flatten()
+            agreeing = agreement(crystals.select(owner[several]), draws.parameters[several], self.n_draws)
+            score = score.index_add(0, several, agreeing)
+        best = torch.full((n,), -torch.inf, dtype=torch.float64).scatter_reduce(0, owner, score, "amax")
+        is_best = score == best[owner]
         chosen = torch.full((n,), len(owner)).scatter_reduce(0, owner[is_best], is_best.nonzero().flatten(), "amin")
-        return Draws(draws.parameters[chosen], draws.cell[chosen], draws.score[chosen])
+        return Draws(draws.parameters[chosen], draws.cell[chosen], score[chosen])
 
     @torch.no_grad()
     def draw(self, crystals: CrystalBatch, generator: torch.Generator) -> Draws:
@@ -122,7 +137,7 @@ class FlowMatching:
             own.manual_seed(seed)
             noise[row] = torch.rand(width, 3, generator=own)
             lattice_noise[row] = torch.randn(6, generator=own)
-        return self.integrate(batch, noise, lattice_noise)
+        return self.integrate(batch, noise, self.lattice_temperature * lattice_noise)
 
     @torch.no_grad()
     def integrate(self, batch: OrbitBatch, noise: Tensor, lattice_noise: Tensor, *, start: float = 0.0) -> Draws:
@@ -188,6 +203,29 @@ class FlowMatching:
         ratio, _ = contacts(frame, u, matrix, radii, 1.0)
         score = torch.where(finite & (ratio >= self.min_ratio), ratio.clamp(max=1.0), -torch.inf)
         return u.cpu(), cell.cpu(), score.cpu()
+
+
+def agreement(crystals: CrystalBatch, parameters: Tensor, n_draws: int) -> Tensor:
+    """Return how many of the other draws of the same crystal agree with each draw, (n,) float64.
+
+    Two draws agree to the degree exp(-(d / 0.05)²), where d² is the mean over atoms of the squared difference of their
+    free parameters, after one of them is described as closely to the other as equivalent descriptions allow.
+
+    Args:
+        crystals: The crystal of each draw; the draws of a crystal follow one another.
+        parameters: (n, w, 3) free Wyckoff parameters.
+        n_draws: Draws per crystal.
+    """
+    group, letters = crystals.space_group, crystals.letters
+    share = crystals.counts / crystals.n_atoms[:, None]
+    by_crystal = parameters.unflatten(0, (-1, n_draws))
+    total = torch.zeros(len(crystals), dtype=torch.float64)
+    for step in range(1, n_draws):
+        other = by_crystal.roll(step, dims=1).flatten(0, 1)
+        aligned = nearest_equivalent(group, crystals.elements, letters, other, parameters)
+        squared = (wrap(aligned - parameters).square().sum(dim=2) * share).sum(dim=1)
+        total += torch.exp(-squared / _AGREEMENT**2)
+    return total
 
 
 def save_flow(stem: Path, network: OrbitFormer, scale: LatticeScale, about: dict[str, Any]) -> None:
