@@ -41,6 +41,7 @@ STABLE_BELOW = 0.08  # eV/atom above the hull, the criterion of MP-20
 _INNER_FOLDS = 20  # one formula in twenty chooses the epoch
 _OXIDATION_STATES = range(-5, 9)
 _KIND = "composition prior"
+_MOST_ATOMS = 64  # of one element in a crystal to learn from
 _POOL = 8  # batches that are sorted by size together
 
 
@@ -57,7 +58,7 @@ class CompositionPriorTraining:
     smoothing: float = 0.02  # of the space group's target over the possible groups
     ema_decay: float = 0.999
     n_networks: int = 1  # members of the ensemble
-    minutes: float | None = None
+    minutes: float | None = None  # of all networks together; the learning rate is annealed in this time
     seed: int = 0
 
 
@@ -110,7 +111,12 @@ def element_table() -> Tensor:
 
 
 def corpus_of(crystals: CrystalBatch, stability: Tensor) -> Corpus:
-    """Return ``crystals`` as decisions, each written as its smallest image; those no walk can write are left out."""
+    """Return ``crystals`` as decisions, each written as its smallest image.
+
+    Left out are those with more than 64 atoms of one element, and those that no walk can write.
+    """
+    small = (crystals.composition.amax(dim=1) <= _MOST_ATOMS).nonzero().flatten()
+    crystals, stability = crystals.select(small), stability[small]
     assignments, alternative = canonical(crystals)
     packing = Packing.for_counts(assignments.compositions.counts)
     walk = Walk.start(packing, assignments.compositions, assignments.group)
@@ -251,12 +257,20 @@ class Trainer:
         self.average = ExponentialMovingAverage(self.network, settings.ema_decay)
         self.optimiser = torch.optim.AdamW(_decayed(self.network, settings.weight_decay), lr=settings.lr)
         self.epoch = 0
+        self.seconds = 0.0  # spent in the epochs so far
         self.history: list[dict[str, float]] = []
 
     @property
-    def n_steps(self) -> int:
-        """Optimiser steps in the whole schedule."""
-        return self.settings.epochs * math.ceil(len(self.train) / self.settings.batch_size)
+    def progress(self) -> float:
+        """How much of the schedule is over at the end of an epoch, 0 to 1, by epochs or by time."""
+        return self._progress(float(self.epoch), self.seconds)
+
+    def _progress(self, epochs: float, seconds: float) -> float:
+        settings = self.settings
+        over = epochs / settings.epochs
+        if settings.minutes is not None:
+            over = max(over, seconds / (60 * settings.minutes / settings.n_networks))
+        return min(over, 1.0)
 
     def run_epoch(self) -> dict[str, float]:
         """Pass over the data once and return the figures on the inner split."""
@@ -265,16 +279,16 @@ class Trainer:
         torch.manual_seed(settings.seed * 1000 + self.epoch)  # dropout; an epoch that is repeated repeats itself
         batches = self._batches(generator)
         self.network.train()
-        seen = 0.0
+        seen, started = 0.0, time.monotonic()
         title = f"epoch {self.epoch + 1}/{settings.epochs}"
         for index, rows in enumerate(tqdm(batches, desc=title, disable=None, file=sys.stderr)):
             batch = self.train.select(rows)
             terms = evaluate_terms(self.network, batch, smoothing=settings.smoothing)
             weight = torch.where(batch.stability == STABLE, 1.0, settings.other_weight)
             loss = (weight * (terms.nll + settings.lattice_weight * terms.lattice)).sum() / weight.sum()
-            factor = _schedule(self.epoch * len(batches) + index, self.n_steps)
+            over = self._progress(self.epoch + index / len(batches), self.seconds + time.monotonic() - started)
             for group in self.optimiser.param_groups:
-                group["lr"] = settings.lr * factor
+                group["lr"] = settings.lr * _schedule(over)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), 2.0)
@@ -282,6 +296,7 @@ class Trainer:
             self.average.update()
             seen += float(loss.detach())
         self.epoch += 1
+        self.seconds += time.monotonic() - started
         with self.average.swapped_in():
             figures = inner_figures(self.network, self.inner)
         figures = {"epoch": self.epoch, "train_loss": seen / len(batches), **figures}
@@ -308,7 +323,12 @@ class Trainer:
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
-        about = {"epoch": self.epoch, "history": self.history, "config": asdict(self.network.config)}
+        about = {
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "history": self.history,
+            "config": asdict(self.network.config),
+        }
         save_checkpoint(stem, _KIND, tensors, {**about, "settings": asdict(self.settings)})
 
     def load(self, stem: Path) -> None:
@@ -326,7 +346,8 @@ class Trainer:
             moments.setdefault(int(index), {})[key] = value
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
-        self.epoch, self.history = int(state["epoch"]), list(state["history"])
+        self.epoch, self.seconds = int(state["epoch"]), float(state["seconds"])
+        self.history = list(state["history"])
 
 
 def inner_figures(network: CompositionNetwork, inner: Corpus) -> dict[str, float]:
@@ -356,9 +377,9 @@ def _decayed(network: CompositionNetwork, weight_decay: float) -> list[dict[str,
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def _schedule(step: int, n_steps: int) -> float:
-    """Return the factor of the learning rate: a short rise, then a cosine to a hundredth."""
-    return min(1.0, (step + 1) / 300) * max(0.01, 0.5 * (1.0 + math.cos(math.pi * step / n_steps)))
+def _schedule(progress: float) -> float:
+    """Return the factor of the learning rate: a rise over the first twentieth, then a cosine to a hundredth."""
+    return min(1.0, 0.01 + 20.0 * progress) * max(0.01, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -366,7 +387,7 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def train_composition_prior(
-    data_path: Path | str, output: Path, settings: CompositionPriorTraining
+    data_path: Path | str, output: Path, settings: CompositionPriorTraining, sizes: NetworkConfig | None = None
 ) -> dict[str, float]:
     """Train on a CSV in the field's form and write ``composition_prior.safetensors`` and ``.json`` to ``output``.
 
@@ -382,15 +403,14 @@ def train_composition_prior(
     output.mkdir(parents=True, exist_ok=True)  # fails now, not after training, where it cannot be written
     data = prepare(data_path)
     train, inner, held_out = split(data)
-    config = NetworkConfig(n_element_features=element_table().shape[1])
-    started = time.monotonic()
+    config = NetworkConfig() if sizes is None else sizes
     networks = []
     for member in range(settings.n_networks):
         trainer = Trainer(train, inner, config, replace(settings, seed=settings.seed + member))
         stem = output / f"checkpoint-{member}"
         if stem.with_name(f"{stem.name}.json").is_file():
             trainer.load(stem)
-        while trainer.epoch < settings.epochs and not _late(started, settings.minutes):
+        while trainer.progress < 1:
             figures = trainer.run_epoch()
             print(json.dumps({name: round(value, 4) for name, value in figures.items()}), flush=True)
             trainer.save(stem)
@@ -426,10 +446,6 @@ def split(data: PreparedData) -> tuple[Corpus, Corpus, CrystalBatch]:
     train = corpus_of(data.crystals.select(outer), stability[outer])
     held_out = data.crystals.select(inner)
     return train, corpus_of(held_out, stability[inner]), held_out
-
-
-def _late(started: float, minutes: float | None) -> bool:
-    return minutes is not None and time.monotonic() - started > 60 * minutes
 
 
 @dataclass(frozen=True)

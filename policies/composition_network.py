@@ -30,7 +30,7 @@ STABLE, UNSTABLE, UNKNOWN = range(3)  # what is said of a crystal's stability
 class NetworkConfig:
     """Sizes of the network."""
 
-    n_element_features: int
+    n_element_features: int = 63  # of discover.train_composition_prior
     width: int = 160
     n_layers: int = 3
     n_heads: int = 8

@@ -298,7 +298,8 @@ class CompositionPrior:
             finished.append(active.select(done.nonzero().flatten()))
             active = active.select((~done).nonzero().flatten())
             floor = _nth_best(finished, len(compositions), beam)
-        return self._merge(_join(finished), memories, n)
+        found = _join(finished)
+        return self._merge(found.select(_best_of_each(found.query, found.log_prob, beam)), memories, n)
 
     def _merge(self, found: _Partial, memories: list[_Memory], n: int) -> tuple[_Partial, CrystalBatch]:
         """Add up equivalents, keep the most probable of each and the best ``n`` of each composition."""
@@ -413,7 +414,7 @@ def _join(parts: list[_Partial]) -> _Partial:
 
 
 def save_composition_prior(
-    stem: Path, networks: Sequence[CompositionNetwork], about: dict[str, object] | None = None
+    stem: Path, networks: Sequence[CompositionNetwork], about: Mapping[str, object] | None = None
 ) -> None:
     """Write ``<stem>.safetensors`` (half precision) and ``<stem>.json`` (sizes and whatever ``about`` says)."""
     stem.parent.mkdir(parents=True, exist_ok=True)
