@@ -459,41 +459,69 @@ class TrainConfig:
         _require(0 <= self.seed < 2**63, f"seed must be in 0 to 2^63 - 1, got {self.seed}")
 
 
+_EVALUATE_TAKES: dict[str, tuple[str, ...]] = {
+    "sampler": ("run", "n"),
+    "proxy": ("data", "train_data", "weights"),
+    "prior": ("data", "train_data", "weights"),
+    "csp": ("data", "n", "k", "given", "source", "templates", "output", "n_workers"),
+    "dng": (
+        *("reference", "n", "train_data", "hull", "n_relax", "source", "run", "structures", "output", "n_workers"),
+    ),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Everything `python -m discover.evaluate` can be told."""
 
-    task: Literal["sampler", "proxy", "prior", "csp"] = option(
+    task: Literal["sampler", "proxy", "prior", "csp", "dng"] = option(
         "sampler",
-        "what to evaluate: a trained sampler, the proxies, the likelihood of the prior, or structure prediction (csp)",
+        "what to evaluate: a trained sampler, the proxies, the likelihood of the prior, structure prediction (csp), "
+        "or de novo generation (dng)",
     )
-    run: str | None = option(None, "for task=sampler: folder of the run")
+    run: str | None = option(None, "for task=sampler and task=dng: folder of the run")
     data: str | None = option(
         None, "for task=proxy, prior and csp: CSV file with structures, and labels for the first two"
     )
     train_data: str | None = option(
         None,
         "CSV file that the weights were trained on: adds figures on chemical systems new to the proxies, "
-        "and the independent-marginals baseline to the prior",
+        "the independent-marginals baseline to the prior, and novelty and the floor of each distance to dng",
     )
     weights: str | None = option(
         None, "for task=proxy and task=prior: folder of trained weights; null: those that ship with the package"
     )
-    n: int = option(10000, "for task=sampler: crystals to sample; for task=csp: random rows of the data, at most all")
+    n: int = option(
+        10000, "for task=sampler and dng: crystals to sample; for task=csp: random rows of the data, at most all"
+    )
     k: int = option(1, "for task=csp: predictions per material; figures at 1, 5, 20 and 100 up to k come from one run")
     given: Literal["composition", "wyckoff"] = option(
         "composition", "for task=csp: what is known of a material; wyckoff adds its space group and letters"
     )
-    source: Literal["both", "generator", "templates", "random"] = option(
-        "both",
-        "for task=csp: proposals as discover.predict makes them, from the composition prior and the flow alone, "
-        "from retrieval alone, or the prior's letters with random coordinates",
+    source: Literal["both", "generator", "templates", "random", "prior", "substitution"] | None = option(
+        None,
+        "for task=csp: proposals as discover.predict makes them (both, the default), from the composition prior and "
+        "the flow alone (generator), from retrieval alone (templates), or the prior's letters with random coordinates "
+        "(random); for task=dng: the prior (the default), the prior with random coordinates (random), or element "
+        "substitution in training structures (substitution)",
     )
     templates: str | None = option(
         None, "for task=csp: CSV file whose rows are retrieved; null: the aggregate that ships with the package"
     )
-    output: str | None = option(None, "for task=csp: folder for figures.json and structures.csv, one row a material")
-    n_workers: int = option(2, "for task=csp: processes that compare structures")
+    reference: str | None = option(
+        None, "for task=dng: CSV file, folder of CIF files or extxyz file to compare with, such as a validation split"
+    )
+    structures: str | None = option(
+        None, "for task=dng: structures of any generator, in order: a folder of CIF files, an extxyz or a CSV file"
+    )
+    hull: str | None = option(
+        None, "for task=dng: CSV file of formulas and formation energies, or folder with it: adds stability and S.U.N."
+    )
+    n_relax: int = option(500, "for task=dng with a hull: how many of the first structures to relax with CHGNet")
+    output: str | None = option(
+        None, "for task=csp and dng: folder for figures.json and a table with one row a material or relaxed structure"
+    )
+    n_workers: int = option(2, "for task=csp and dng: processes that compare, fingerprint and relax structures")
     seed: int = option(0, "random seed")
 
     def __post_init__(self) -> None:
@@ -502,28 +530,34 @@ class EvaluateConfig:
         Raises:
             ConfigError: Naming the setting and the remedy.
         """
-        if self.task == "csp":
-            self._check_csp()
+        strangers = [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.name not in ("task", "seed", *_EVALUATE_TAKES[self.task])
+            and getattr(self, field.name) != field.default
+        ]
+        _require(not strangers, f"task={self.task} does not take {', '.join(strangers)}; drop them")
         if self.task == "sampler":
             _require(self.run is not None, "task=sampler needs run=DIR, the folder that discover.run wrote")
-            _require(
-                self.data is None and self.train_data is None and self.weights is None,
-                "data, train_data and weights belong to task=proxy and task=prior; drop them",
-            )
+        elif self.task == "dng":
+            self._check_dng()
         else:
             _require(self.data is not None, f"task={self.task} needs data=FILE.csv with structures and labels")
-            _require(self.run is None, "run belongs to task=sampler; drop it")
+        if self.task == "csp":
+            self._check_csp()
         _require(self.n >= 1, f"n must be at least 1, got {self.n}")
+        _require(self.n_workers >= 0, f"n_workers must be at least 0, got {self.n_workers}")
         _require(0 <= self.seed < 2**63, f"seed must be in 0 to 2^63 - 1, got {self.seed}")
 
     def _check_csp(self) -> None:
         """Check what only structure prediction takes."""
+        if self.source is None:
+            object.__setattr__(self, "source", "both")
         _require(
-            self.train_data is None and self.weights is None,
-            "train_data and weights belong to task=proxy and task=prior; drop them",
+            self.source in ("both", "generator", "templates", "random"),
+            f"task=csp takes source=both, generator, templates or random, got {self.source}",
         )
         _require(self.k >= 1, f"k must be at least 1, got {self.k}")
-        _require(self.n_workers >= 0, f"n_workers must be at least 0, got {self.n_workers}")
         _require(
             self.given == "composition" or self.source == "generator",
             f"given=wyckoff leaves only coordinates and lattice to find: use source=generator, not {self.source}",
@@ -532,6 +566,26 @@ class EvaluateConfig:
             self.templates is None or self.source in ("both", "templates"),
             f"templates=FILE belongs to source=both and source=templates, not to source={self.source}; drop it",
         )
+
+    def _check_dng(self) -> None:
+        """Check what only de novo generation takes."""
+        _require(
+            self.reference is not None, "task=dng needs reference=FILE.csv, such as a validation split, to compare with"
+        )
+        given = [name for name in ("run", "structures", "source") if getattr(self, name) is not None]
+        _require(len(given) <= 1, f"{' and '.join(given)} each say where the structures come from; keep one of them")
+        if not given:
+            object.__setattr__(self, "source", "prior")
+        _require(
+            self.source in (None, "prior", "random", "substitution"),
+            f"task=dng takes source=prior, random or substitution, got {self.source}",
+        )
+        _require(
+            self.source != "substitution" or not (self.train_data is None or self.hull is None),
+            "source=substitution needs train_data=FILE for its parents and hull=FOLDER for the known formulas",
+        )
+        _require(self.n_relax >= 1, f"n_relax must be at least 1, got {self.n_relax}")
+        _require(self.hull is not None or self.n_relax == 500, "n_relax needs hull=FOLDER; give it or drop n_relax")
 
 
 @dataclass(frozen=True, kw_only=True)

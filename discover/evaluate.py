@@ -8,6 +8,7 @@ from typing import Any
 
 from discover.config import EvaluateConfig
 from discover.errors import main_guard
+from discover.evaluate_dng import evaluate_dng
 from discover.evaluate_proxy import evaluate_proxy
 from discover.evaluate_sampler import evaluate_sampler
 from discover.options import help_text, parse_args
@@ -15,13 +16,18 @@ from discover.train_prior import CHEMISTRIES, evaluate_prior
 from policies.pretrained import SHIPPED, Prior, load_policy
 from proxies import load_ensemble, load_pretrained
 
-USAGE = "python -m discover.evaluate task=proxy data=FILE.csv.gz | task=prior data=FILE.csv.gz | task=sampler run=DIR"
+USAGE = (
+    "python -m discover.evaluate task=proxy data=FILE.csv.gz | task=prior data=FILE.csv.gz | task=sampler run=DIR | "
+    "task=dng reference=FILE.csv.gz [train_data=FILE.csv.gz hull=FOLDER]"
+)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Return the figures that a configuration asks for."""
     if config.task == "sampler":
         return evaluate_sampler(config)
+    if config.task == "dng":
+        return evaluate_dng(config)
     if config.task == "prior":
         policy = load_policy(SHIPPED if config.weights is None else Path(config.weights) / "prior")
         return {

@@ -51,6 +51,10 @@ class Descriptions:
         """Return the number of structures."""
         return len(self.density)
 
+    def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> "Descriptions":
+        """Return some rows."""
+        return Descriptions(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
 
 def describe(
     structures: Sequence[Structure | None], *, n_workers: int = 2, progress: bool = True, name: str = "structures"
@@ -83,17 +87,23 @@ def describe(
 
 
 def describe_file(
-    path: Path, structures: Sequence[Structure | None], *, n_workers: int = 2, progress: bool = True
+    path: Path,
+    structures: Sequence[Structure | None],
+    *,
+    selection: str = "all",
+    n_workers: int = 2,
+    progress: bool = True,
 ) -> Descriptions:
-    """Return the descriptions of all structures of a data file, from the cache if they were computed before.
+    """Return the descriptions of structures of a data file, from the cache if they were computed before.
 
     Args:
         path: The file or folder that the structures were read from; its content is the cache's key.
-        structures: All its structures, in order.
+        structures: Structures of the file.
+        selection: Says which, where they are not all of them in order; the rest of the key.
         n_workers: Processes.
         progress: Show a bar.
     """
-    kept = cache_directory() / "descriptions" / f"{_key(path)}.npz"
+    kept = cache_directory() / "descriptions" / f"{_key(path, selection)}.npz"
     if kept.is_file():
         with np.load(kept, allow_pickle=False) as stored:
             return Descriptions(**{field.name: stored[field.name] for field in fields(Descriptions)})
@@ -124,8 +134,8 @@ def _space_group(structure: Structure) -> int:
         return 1
 
 
-def _key(path: Path) -> str:
-    digest = hashlib.sha256(f"{DESCRIPTION_VERSION}".encode())
+def _key(path: Path, selection: str) -> str:
+    digest = hashlib.sha256(f"{DESCRIPTION_VERSION} {selection}".encode())
     for file in data_files(path):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:32]
