@@ -1,6 +1,5 @@
 """The composition-conditioned prior is an exact distribution, and its search finds what is most probable."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,12 +162,17 @@ def test_one_more_network_changes_the_average(prior: CompositionPrior) -> None:
 
 @pytest.mark.skipif(not SHIPPED.with_suffix(".json").is_file(), reason="weights are not shipped yet")
 @pytest.mark.parametrize(
-    ("amounts", "space_group"),
-    [(ROCK_SALT, 225), (PEROVSKITE, 221), ({"Zn": 1, "S": 1}, 216), ({"Ca": 1, "F": 2}, 225), ({"Si": 2}, 227)],
+    ("amounts", "space_group", "volume"),  # Å³ per atom at room temperature
+    [
+        (ROCK_SALT, 225, 22.4),
+        (PEROVSKITE, 221, 11.9),
+        ({"Zn": 1, "S": 1}, 216, 19.8),
+        ({"Ca": 1, "F": 2}, 225, 13.6),
+        ({"Si": 2}, 227, 20.0),
+    ],
 )
-def test_the_shipped_prior_knows_textbook_structures(amounts: dict[str, int], space_group: int) -> None:
+def test_the_shipped_prior_knows_textbook_structures(amounts: dict[str, int], space_group: int, volume: float) -> None:
     found = load_composition_prior().propose([amounts], 5)
     assert space_group in found.crystals.space_group.tolist()
     first = found.crystals.select([found.crystals.space_group.tolist().index(space_group)])
-    assert float(first.volume_per_atom) == pytest.approx(16.0, rel=0.5)
-    assert replace(first).n_atoms.tolist() == [sum(amounts.values())]
+    assert float(first.volume_per_atom) == pytest.approx(volume, rel=0.2)
