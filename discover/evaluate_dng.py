@@ -4,6 +4,7 @@ Structures are taken one after another as they come, none selected, and one that
 """
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,7 @@ from discover.substitution import substitute
 from discover.train_sampler import draw_crystals
 from discover.worker_pool import map_in_workers
 
+_MIN_FOR_POOL = 5000  # starting workers takes longer than the symmetry of fewer structures
 STABLE_TRAINING = 0.08  # eV/atom above hull, the criterion of MP-20
 PROTOCOL = {
     "structural_validity": "CDVAE: no two atoms within 0.5 Å, cell of at least 0.1 Å^3",
@@ -106,7 +108,7 @@ class Training:
         found = map_in_workers(
             orbits_of_structure,
             list(present.values()),
-            n_workers=n_workers,
+            n_workers=n_workers if len(present) >= _MIN_FOR_POOL else 0,
             description="prototypes",
             unit="structure",
         )
@@ -137,6 +139,7 @@ def evaluate_dng(config: EvaluateConfig) -> Figures:
         taken = Sample(sample.source, sample.structures[: config.n_relax], sample.seconds)
         figures["stability"] = _stability(config, taken, sample, hull, training)
     figures["protocol"] = PROTOCOL
+    figures = without_nan(figures)
     if config.output is not None:
         write_atomic(_folder(config.output) / "figures.json", json.dumps(figures, indent=2) + "\n")
     return figures
@@ -199,6 +202,15 @@ def stability_figures(
         name: stability.cost_per_structure(amount, hits) for name, amount in seconds.items()
     }
     return table
+
+
+def without_nan(figures: Any) -> Any:
+    """Return nested figures with None for numbers that are not finite, which JSON cannot hold."""
+    if isinstance(figures, Mapping):
+        return {name: without_nan(value) for name, value in figures.items()}
+    if isinstance(figures, list):
+        return [without_nan(value) for value in figures]
+    return None if isinstance(figures, float) and not math.isfinite(figures) else figures
 
 
 def _against_reference(

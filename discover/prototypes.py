@@ -23,8 +23,9 @@ def prototype_keys(crystals: CrystalBatch) -> Tensor:
     Args:
         crystals: Crystals with letters.
     """
-    keys = [_keys(crystals.select(rows)) for rows in torch.arange(len(crystals)).split(_CHUNK)]
-    return torch.cat(keys) if keys else torch.zeros(0, dtype=torch.int64)
+    if not len(crystals):
+        return torch.zeros(0, dtype=torch.int64)
+    return torch.cat([_keys(crystals.select(rows)) for rows in torch.arange(len(crystals)).split(_CHUNK)])
 
 
 def _keys(crystals: CrystalBatch) -> Tensor:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 SYMPREC = 0.1  # Å; what the Materials Project and the published distances use
 DESCRIPTION_VERSION = 1  # part of the cache key: raise it when descriptions change
 _TIME_LIMIT = 60.0  # s per structure
-_MIN_FOR_POOL = 50  # starting workers takes longer than fewer structures
+_MIN_FOR_POOL = 200  # starting workers takes longer than fewer structures
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def test_composition_fingerprint_is_matminers() -> None:
         "MendeleevNumber range": 32.0,
         "Electronegativity mean": 2.796,
         "NdUnfilled maximum": 4.0,
-        "GSmagmom mean": 0.844265224,
+        "GSmagmom mean": 0.84426512,
         "SpaceGroupNumber avg_dev": 104.16,
     }
     found = {name: row[names.index(name)] for name in expected}
