@@ -570,7 +570,9 @@ class EvaluateConfig:
     def _check_dng(self) -> None:
         """Check what only de novo generation takes."""
         _require(
-            self.reference is not None, "task=dng needs reference=FILE.csv, such as a validation split, to compare with"
+            not (self.reference is None and self.hull is None),
+            "task=dng needs reference=FILE.csv to compare with, such as a validation split; or hull=FOLDER, for "
+            "stability alone; or both",
         )
         given = [name for name in ("run", "structures", "source") if getattr(self, name) is not None]
         _require(len(given) <= 1, f"{' and '.join(given)} each say where the structures come from; keep one of them")

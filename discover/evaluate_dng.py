@@ -129,11 +129,13 @@ def evaluate_dng(config: EvaluateConfig) -> Figures:
     training = None
     if config.train_data is not None:
         training = Training(Path(config.train_data), prepare(config.train_data, n_workers=config.n_workers))
-    reference = _read_structures(Path(config.reference or ""))
+    reference = None if config.reference is None else _read_structures(Path(config.reference))
     sample = draw_sample(config, training, hull)
     figures: Figures = {"source": sample.source, "n": len(sample.structures), "seed": config.seed}
     figures["generation_seconds_per_structure"] = sample.seconds / len(sample.structures)
-    figures |= _against_reference(config, sample, reference, training)
+    figures["validity"] = _validity(sample.structures)
+    if config.reference is not None and reference is not None:
+        figures |= _against_reference(config, sample, Path(config.reference), reference, training)
     figures |= _repetition(config, sample.structures, training)
     if hull is not None:
         taken = Sample(sample.source, sample.structures[: config.n_relax], sample.seconds)
@@ -214,14 +216,17 @@ def without_nan(figures: Any) -> Any:
 
 
 def _against_reference(
-    config: EvaluateConfig, sample: Sample, reference: list[Structure | None], training: Training | None
+    config: EvaluateConfig,
+    sample: Sample,
+    path: Path,
+    reference: list[Structure | None],
+    training: Training | None,
 ) -> Figures:
-    """Return validity, coverage and distances, with those of training rows beside them."""
-    path = Path(config.reference or "")
+    """Return coverage and distances, with those of training rows beside them."""
     target = describe_file(path, reference, n_workers=config.n_workers)
     target = target.select(target.complete)
     found = describe(sample.structures, n_workers=config.n_workers, name="generated structures")
-    figures = {"validity": _validity(sample.structures), "reference": {"n": len(target)}}
+    figures: Figures = {"n_reference": len(target)}
     figures["generated_against_reference"] = _distances(config, sample.structures, found, target)
     if training is not None:
         stable = training.stable_rows()

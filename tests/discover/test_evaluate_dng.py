@@ -97,7 +97,7 @@ def test_json_gets_no_nan() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["reference=null"], "needs reference"),
+        (["reference=null"], "needs reference=FILE.csv to compare with"),
         (["run=x", "structures=y"], "keep one"),
         (["source=templates"], "prior, random or substitution"),
         (["source=substitution"], "train_data=FILE"),
