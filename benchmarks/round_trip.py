@@ -112,7 +112,7 @@ def _mismatch(rebuilt: Structure, truth: Structure) -> str:
     sizes = [len(structure.get_reduced_structure().get_primitive_structure()) for structure in (truth, rebuilt)]
     if sizes[0] != sizes[1]:  # its search for a smaller cell has a tolerance of its own, 0.25 Å
         return f"the matcher reduces the input to {sizes[0] / sizes[1]:g} times the atoms of the rebuilt structure"
-    loose = LOOSE.get_rms_dist(rebuilt, truth)  # type: ignore[no-untyped-call]
+    loose = LOOSE.get_rms_dist(rebuilt, truth)
     if loose is None:
         return "no match at 0.3/0.5/10 either"
     return "moved too far by symmetrisation" if loose[0] > MATCHER.stol else "cell or one atom beyond the tolerance"

@@ -80,7 +80,7 @@ def match_predictions(
 
 def rms_distance(pair: tuple[Structure, Structure]) -> float:
     """Return the distance of a prediction from the truth over (volume per atom)^(1/3), NaN if they do not match."""
-    found = MATCHER.get_rms_dist(*pair)  # type: ignore[no-untyped-call]
+    found = MATCHER.get_rms_dist(*pair)
     return float("nan") if found is None else float(found[0])
 
 
