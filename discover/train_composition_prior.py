@@ -49,7 +49,7 @@ _POOL = 8  # batches that are sorted by size together
 class CompositionPriorTraining:
     """How the prior is trained."""
 
-    epochs: int = 40
+    epochs: int = 22
     batch_size: int = 512
     lr: float = 1.5e-3
     weight_decay: float = 0.05

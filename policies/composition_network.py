@@ -38,7 +38,7 @@ class NetworkConfig:
     step_depth: int = 2
     key_width: int = 64
     dropout: float = 0.1
-    element_dropout: float = 0.1  # chance that an element is known by its properties only
+    element_dropout: float = 0.15  # chance that an element is known by its properties only, as unseen ones are
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class CompositionNetwork(nn.Module):
         units = counts[:, 0]
         for column in counts.unbind(dim=1):
             units = torch.gcd(units, column)
-        identity = self.element(elements)
+        identity = self.element(elements) * self.seen[elements][..., None]
         if self.training:
             keep = torch.rand_like(identity[..., :1]) >= self.config.element_dropout
             identity = identity * keep
