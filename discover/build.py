@@ -11,6 +11,8 @@ from discover.config import RunConfig
 from discover.properties import Properties
 from discover.reward import Reward, build_reward
 from discover.structure.base import StructureGenerator
+from discover.structure.flow_matching import SHIPPED as SHIPPED_FLOW
+from discover.structure.flow_matching import FlowMatching, LatticeMode
 from discover.structure.random_baseline import RandomCoordinates
 from discover.target import SamplingTarget
 from discover.train_sampler import Trainer, draw_crystals
@@ -23,6 +25,7 @@ from policies.pretrained import SHIPPED, UNREPRESENTABLE, Prior, load_policy
 from proxies import DensityProxy, load_ensemble, load_pretrained
 
 _MUCH = 0.2  # share of crystals that the prior cannot represent beyond which the user is told
+_DRAWS = 4  # of coordinates for each structure of a command
 _POOL = 8192  # most samples of the prior that training mixes in as data
 
 
@@ -78,6 +81,16 @@ def build_parts(config: RunConfig, *, restrictions: Restrictions | None = None) 
         box=space.box,
     )
     return Parts(env, start_policy(config, env, prior), target, properties, reward, prior, RandomCoordinates())
+
+
+def build_generator(structure: str | None, flow: str | None, *, lattice: LatticeMode = "fixed") -> StructureGenerator:
+    """Return the structure generator that a command names; a flow of one's own is in the folder `flow`.
+
+    A run's flow keeps the sampled lattices, which obey every restriction.
+    """
+    if structure == "random":
+        return RandomCoordinates()
+    return FlowMatching.load(SHIPPED_FLOW if flow is None else Path(flow) / "flow", lattice=lattice, n_draws=_DRAWS)
 
 
 def build_prior(config: RunConfig) -> Prior:

@@ -396,6 +396,74 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Everything `python -m discover.predict` can be told."""
+
+    composition: str = option(
+        "", "formula: TiO2 leaves the size of the cell open, Ti4O8 is the primitive cell's content"
+    )
+    n_formula_units: int | None = option(
+        None, "formula units in the primitive cell; null: 1 to as many as 20 atoms make, by how usual each is"
+    )
+    space_group: int | None = option(None, "only this international number, 1 to 230")
+    chemistry: Literal["any", "ionic"] = option(
+        "any", "take every composition, or refuse what cannot be charge-neutral"
+    )
+    n: int = option(20, "structures to predict")
+    source: Literal["generator", "templates"] = option(
+        "generator", "where proposals come from: the composition-conditioned prior, or known prototypes"
+    )
+    templates: str | None = option(
+        None,
+        "data set (CSV, folder of CIF files, extxyz) whose rows are the prototypes; null: the aggregate that ships",
+    )
+    rank: Literal["model", "chgnet"] = option(
+        "model", "by the learned ranking, or by CHGNet's energy per atom after a short relaxation"
+    )
+    relax_steps: int | None = option(
+        None, "for rank=chgnet: most steps of the relaxation, 0 for the energies as built; null: 50"
+    )
+    structure: Literal["flow", "random"] = option(
+        "flow", "how coordinates are found: flow (learned) or random (the baseline)"
+    )
+    flow: str | None = option(None, "folder of a flow from discover.train what=flow; null: as shipped")
+    format: Literal["cif", "extxyz", "poscar"] = option(
+        "cif", "one CIF or POSCAR file each, or one extxyz file with all"
+    )
+    proxies: str | None = option(None, "folder of proxies from discover.train what=proxy or trees; null: as shipped")
+    seed: int = option(0, "random seed; same seed, same machine, same result")
+    output: str | None = option(None, "folder to write to; null: runs/<time>-predict-<formula>")
+    threads: int = option(1, "threads of torch")
+    n_workers: int = option(2, "for rank=chgnet: processes that relax")
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ConfigError: Naming the setting and the remedy.
+        """
+        _require(bool(self.composition), "prediction needs a composition, such as composition=TiO2")
+        for name in ("n", "threads", "n_formula_units"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        _require(
+            self.space_group is None or 1 <= self.space_group <= 230,
+            f"space_group is an international number, 1 to 230; got {self.space_group}",
+        )
+        _require(
+            self.templates is None or self.source != "generator",
+            "templates=FILE does nothing with source=generator; drop one of them",
+        )
+        _require(
+            self.relax_steps is None or self.rank == "chgnet", "relax_steps applies to rank=chgnet; drop it or rank so"
+        )
+        _require(self.relax_steps is None or self.relax_steps >= 0, f"relax_steps must be >= 0, got {self.relax_steps}")
+        _require(self.n_workers >= 0, f"n_workers must be >= 0, got {self.n_workers}")
+        _require(self.structure == "flow" or self.flow is None, "flow=DIR applies to structure=flow; drop one of them")
+        _require(0 <= self.seed < 2**63, f"seed must be in 0 to 2^63 - 1, got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
     """Everything `python -m discover.generate` can be told."""
 
@@ -403,7 +471,10 @@ class GenerateConfig:
     chemistry: Literal["any", "ionic"] = option("any", "no charge rule, or charge-neutral and Pauling-ordered")
     mixed_valence: bool = option(False, "let one element take two oxidation states (Fe3O4), for chemistry=ionic")
     restrict: RestrictConfig = group(RestrictConfig, "what the crystals may contain")
-    structure: Literal["random"] = option("random", "how coordinates are found: random (PyXtal's, the baseline)")
+    structure: Literal["flow", "random"] = option(
+        "flow", "how coordinates are found: flow (learned) or random (the baseline)"
+    )
+    flow: str | None = option(None, "folder of a flow from discover.train what=flow; null: as shipped")
     format: Literal["cif", "extxyz", "poscar"] = option(
         "cif", "one CIF or POSCAR file each, or one extxyz file with all"
     )
@@ -421,6 +492,7 @@ class GenerateConfig:
             RestrictionError: Naming the restriction, or the two that clash.
         """
         _require(self.n >= 1, f"n must be at least 1, got {self.n}")
+        _require(self.structure == "flow" or self.flow is None, "flow=DIR applies to structure=flow; drop one of them")
         _require(0 <= self.seed < 2**63, f"seed must be in 0 to 2^63 - 1, got {self.seed}")
         _require(self.threads >= 1, f"threads must be at least 1, got {self.threads}")
         _require(

@@ -16,7 +16,7 @@ from pymatgen.core import Structure
 from torch import Tensor
 from tqdm import tqdm
 
-from discover.build import build_properties, seeded
+from discover.build import build_generator, build_properties, seeded
 from discover.candidates import CSV, Column, crystal_columns, numbered
 from discover.config import GenerateConfig
 from discover.errors import main_guard
@@ -24,7 +24,6 @@ from discover.options import help_text, parse_args
 from discover.properties import Properties
 from discover.run_folder import RunFolder, create_run_folder
 from discover.structure.base import StructureGenerator
-from discover.structure.random_baseline import RandomCoordinates
 from discover.structure_files import StructureFormat, write_structures
 from discover.train_sampler import draw_crystals
 from envs.crystal import CrystalBatch
@@ -67,7 +66,7 @@ def generate(
         n: How many are drawn.
         prior: What to draw from; None: the prior that ships, over crystals of any chemistry.
         restrictions: What the crystals may contain; None leaves the prior as it is, rare elements included.
-        generator: Finds coordinates; None: random ones.
+        generator: Finds coordinates; None: the flow that ships.
         seed: Of the crystals and of their coordinates.
     """
     batches = list(generate_batches(n, prior=prior, restrictions=restrictions, generator=generator, seed=seed))
@@ -88,7 +87,7 @@ def generate_batches(
 ) -> Iterator[Generated]:
     """Yield what `generate` returns, a thousand crystals at a time, with progress."""
     prior = _shipped() if prior is None else prior
-    generator = RandomCoordinates() if generator is None else generator
+    generator = build_generator("flow", None) if generator is None else generator
     env = environment(prior, restrictions)
     draws = seeded(seed, "generate")
     with tqdm(total=n, desc="generating", unit="crystal", disable=None, file=sys.stderr) as bar:
@@ -170,9 +169,10 @@ def main(words: Sequence[str]) -> None:
     prior = Prior(policy, config.chemistry, mixed_valence=config.mixed_valence)
     restrictions = config.restrict.to_restrictions()
     properties = build_properties(config.proxies)
+    generator = build_generator(config.structure, config.flow)
     environment(prior, restrictions)  # before the folder, so that restrictions that leave nothing leave no folder
     folder = create_run_folder(config, name="generate", output=config.output, argv=list(words))
-    generated = generate(config.n, prior=prior, restrictions=restrictions, seed=config.seed)
+    generated = generate(config.n, prior=prior, restrictions=restrictions, generator=generator, seed=config.seed)
     table = generated_table(generated, properties, numbered("g", config.n))
     write_generated(folder, generated, table, config.format)
     result = figures(table)

@@ -5,17 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from discover.config import RunConfig, SampleConfig
+from discover.config import GenerateConfig, PredictConfig, RunConfig, SampleConfig
 from discover.options import parse_args
 from tests.discover.crystals import crystal_batch
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONFIGS = {"run": RunConfig, "sample": SampleConfig, "predict": PredictConfig, "generate": GenerateConfig}
 COMMANDS = re.findall(r"^\$ python -m discover\.(\w+) (.*)$", README, flags=re.MULTILINE)
 
 
 def test_the_reward_of_the_readme_works() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (code,) = re.findall(r"```python\n(def my_function.*?)```", README, flags=re.DOTALL)
     names: dict[str, object] = {}
     exec(code, names)  # noqa: S102 - the README's own code
     function = names["my_function"]
@@ -28,7 +29,7 @@ def test_the_reward_of_the_readme_works() -> None:
 def test_the_commands_of_the_readme_are_understood(command: str, rest: str) -> None:
     words = shlex.split(rest, comments=True)
     if "--help" not in words:
-        parse_args({"run": RunConfig, "sample": SampleConfig}[command], words)
+        parse_args(CONFIGS[command], words)
 
 
 def test_the_readme_shows_commands_at_all() -> None:

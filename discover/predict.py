@@ -1,0 +1,362 @@
+"""``python -m discover.predict composition=TiO2``: crystal structures for a composition, the most likely first.
+
+Proposals come from the composition-conditioned prior or from known prototypes; those without coordinates get them from
+the structure generator. Everything works on many compositions at once.
+"""
+
+import json
+import math
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+import pandas as pd
+import torch
+from pymatgen.core import Structure
+from torch import Tensor
+
+from discover.build import build_generator, build_properties, seeded
+from discover.candidates import Column, crystal_columns
+from discover.compositions import CompositionError, CompositionQuery, read_query
+from discover.config import PredictConfig
+from discover.data import batch_orbits, orbits_of_structure, prepare
+from discover.errors import main_guard
+from discover.generate import NO_COORDINATES, with_lattices
+from discover.options import help_text, parse_args
+from discover.properties import Properties
+from discover.proposals import SOURCES, Proposals
+from discover.relax import Relaxation, RelaxSettings, relax
+from discover.run_folder import RunFolder, create_run_folder
+from discover.structure.base import StructureGenerator
+from discover.structure.flow_matching import LatticeMode
+from discover.structure.orbits import to_structures
+from discover.structure_files import StructureFormat, write_structures
+from discover.templates import Templates, load_templates, retrieve, templates_of_data
+from envs.crystal import CrystalBatch
+from policies.composition_prior import CompositionPrior, load_composition_prior
+
+USAGE = "python -m discover.predict composition=TiO2 [n_formula_units=2] [space_group=136] [n=20] [output=DIR]"
+CSV = "predictions.csv"
+LATTICE: LatticeMode = "refine"  # the prior's lattice is the mean that its network expects
+_SHOWN = 10
+_RELAX_STEPS = 50  # of CHGNet, which puts most proposals in their order and costs seconds each
+_NO_FILE_NAME = re.compile(r"[^A-Za-z0-9]")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One way to realise a composition."""
+
+    structure: Structure | None  # None where no coordinates were found
+    crystal: CrystalBatch  # one row: symmetry, letters and cell, that of the structure where there is one
+    source: str  # one of `SOURCES`
+    score: float  # the source's own, higher is better
+    probability: float  # that this is the stable structure, as the ranking has it
+    energy: float = math.nan  # eV/atom by CHGNet, where it was asked
+    failure: str = ""  # why there is no structure, or no energy where it was asked
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where proposals come from: the prior where there are no templates."""
+
+    prior: CompositionPrior | None
+    templates: Templates | None
+
+    @classmethod
+    def load(cls, source: str = "generator", templates: Path | None = None) -> "Sources":
+        """Return what ships.
+
+        Args:
+            source: "generator" for the prior, "templates" for known prototypes.
+            templates: A data set whose rows are searched for prototypes in place of the aggregate that ships.
+
+        Raises:
+            CheckpointError: If shipped weights are damaged.
+            DataError: If the data set cannot be used.
+        """
+        if source == "generator":
+            return cls(load_composition_prior(), None)
+        return cls(None, load_templates() if templates is None else templates_of_data(prepare(templates)))
+
+    def propose(
+        self, compositions: Sequence[Mapping[str, int]], n: int, *, space_group: int | None = None
+    ) -> tuple[Proposals, Tensor]:
+        """Return up to `n` proposals for each composition, and their weights (m,).
+
+        The weight of a proposal of the prior is its probability given the composition; that of a prototype is how alike
+        its elements are, 1 for the same ones.
+        """
+        parts = []
+        if self.prior is not None:
+            parts.append(_of_prior(self.prior, compositions, n, space_group))
+        if self.templates is not None:
+            known = self.templates
+            if space_group is not None:
+                known = known.select(known.space_group == space_group)
+            parts.append(retrieve(known, [dict(composition) for composition in compositions], n))
+        found = Proposals.cat(parts)
+        return found, found.score.exp()
+
+
+def _of_prior(
+    prior: CompositionPrior, compositions: Sequence[Mapping[str, int]], n: int, space_group: int | None
+) -> Proposals:
+    found = prior.propose(compositions, n, space_groups=None if space_group is None else [space_group])
+    return Proposals(
+        found.crystals,
+        torch.full((*found.crystals.letters.shape, 3), torch.nan, dtype=torch.float64),
+        found.query,
+        found.log_prob,
+        torch.full((len(found.query),), SOURCES.index("prior")),
+    )
+
+
+def predict(
+    compositions: Sequence[Mapping[str, int]],
+    n: int = 20,
+    *,
+    sources: Sources | None = None,
+    generator: StructureGenerator | None = None,
+    space_group: int | None = None,
+    rng: torch.Generator | None = None,
+) -> list[list[Prediction]]:
+    """Return up to `n` structures for the contents of each primitive cell, the most likely first.
+
+    Args:
+        compositions: {element symbol: atoms in the primitive cell}.
+        n: Structures for each.
+        sources: Where proposals come from; None: the prior that ships.
+        generator: Finds coordinates of proposals that have none; None: the flow that ships.
+        space_group: The only one to propose; None: any.
+        rng: Of the coordinates; None: seed 0.
+    """
+    queries = [CompositionQuery("", composition, {1: 1.0}) for composition in compositions]
+    return predict_queries(queries, n, sources=sources, generator=generator, space_group=space_group, rng=rng)
+
+
+def predict_queries(
+    queries: Sequence[CompositionQuery],
+    n: int = 20,
+    *,
+    sources: Sources | None = None,
+    generator: StructureGenerator | None = None,
+    space_group: int | None = None,
+    rng: torch.Generator | None = None,
+) -> list[list[Prediction]]:
+    """Return up to `n` structures for each query, over all sizes of its cell, the most likely first.
+
+    The probability of a structure is p(Z) times the one that the ranking gives it among cells of Z formula units. The
+    other arguments are those of `predict`.
+    """
+    sources = Sources.load() if sources is None else sources
+    generator = build_generator("flow", None, lattice=LATTICE) if generator is None else generator
+    rng = seeded(0, "predict") if rng is None else rng
+    cells = [(row, query.cell(z), share) for row, query in enumerate(queries) for z, share in query.shares.items()]
+    proposals, probability = sources.propose([cell for _, cell, _ in cells], n, space_group=space_group)
+    owner = torch.tensor([row for row, _, _ in cells])[proposals.query]
+    probability = probability * torch.tensor([share for _, _, share in cells], dtype=torch.float64)[proposals.query]
+    kept = _best_of_each(owner, probability, n)
+    proposals, owner, probability = proposals.select(kept), owner[kept], probability[kept]
+    structures = build(proposals, generator, rng)
+    crystals = with_lattices(proposals.crystals, structures)
+    results: list[list[Prediction]] = [[] for _ in queries]
+    for row, structure in enumerate(structures):
+        prediction = Prediction(
+            structure=structure,
+            crystal=crystals.select([row]),
+            source=SOURCES[int(proposals.source[row])],
+            score=float(proposals.score[row]),
+            probability=float(probability[row]),
+            failure="" if structure is not None else NO_COORDINATES,
+        )
+        results[int(owner[row])].append(prediction)
+    return results
+
+
+def build(proposals: Proposals, generator: StructureGenerator, rng: torch.Generator) -> list[Structure | None]:
+    """Return the structure of each proposal, in its conventional cell; None where no coordinates were found."""
+    structures: list[Structure | None] = [None] * len(proposals)
+    complete = proposals.has_coordinates
+    ready, open_rows = complete.nonzero().flatten(), (~complete).nonzero().flatten()
+    given = to_structures(proposals.crystals.select(ready), proposals.parameters[ready])
+    found = generator.generate(proposals.crystals.select(open_rows), rng) if len(open_rows) else []
+    for row, structure in zip([*ready.tolist(), *open_rows.tolist()], [*given, *found], strict=True):
+        structures[row] = structure
+    return structures
+
+
+def rank_by_energy(
+    predictions: Sequence[Prediction], settings: RelaxSettings, *, n_workers: int = 2
+) -> list[Prediction]:
+    """Return predictions of one composition after a relaxation with CHGNet, lowest energy per atom first.
+
+    A relaxed structure takes the place of the one it came from, with symmetry and cell as they are found in it. What
+    has no energy stays as it is, behind the rest, with the reason.
+    """
+    relaxations = relax([prediction.structure for prediction in predictions], settings, n_workers=n_workers)
+    relaxed = [_with_energy(*pair) for pair in zip(predictions, relaxations, strict=True)]
+    return sorted(relaxed, key=lambda prediction: (math.isnan(prediction.energy), prediction.energy))
+
+
+def _with_energy(prediction: Prediction, relaxation: Relaxation) -> Prediction:
+    if prediction.structure is None:
+        return prediction
+    if relaxation.structure is None:
+        return replace(prediction, failure=relaxation.reason)
+    crystal, _ = batch_orbits([orbits_of_structure(relaxation.structure)])
+    return replace(prediction, structure=relaxation.structure, crystal=crystal, energy=relaxation.energy)
+
+
+def _best_of_each(owner: Tensor, probability: Tensor, n: int) -> Tensor:
+    """Return the rows of the `n` most probable of each owner, sorted by owner, then by probability."""
+    order = probability.argsort(descending=True, stable=True)
+    order = order[owner[order].argsort(stable=True)]
+    place = torch.arange(len(order)) - torch.searchsorted(owner[order], owner[order])
+    return order[place < n]
+
+
+# --- command -------------------------------------------------------------------------------------
+
+
+class PredictionColumn(StrEnum):
+    """Columns of the table of predictions beside those of the candidate table, in order."""
+
+    RANK = "rank"
+    FILE = "file"  # name of the structure, without suffix; empty where there is none
+    N_FORMULA_UNITS = "n_formula_units"  # in the primitive cell
+    SOURCE = "source"
+    SCORE = "score"
+    PROBABILITY = "probability"
+    ENERGY = "energy_per_atom"  # eV/atom by CHGNet, empty where it was not asked
+    FAILURE = "failure"  # why there is no structure or no energy
+
+
+def prediction_table(
+    predictions: Sequence[Prediction], query: CompositionQuery, properties: Properties
+) -> pd.DataFrame:
+    """Return one row a prediction, in their order, with predicted properties."""
+    crystals = CrystalBatch.cat([prediction.crystal for prediction in predictions])
+    n, formula = len(predictions), _NO_FILE_NAME.sub("", query.formula)
+    stems = [
+        f"{rank + 1:0{max(3, len(str(n)))}d}-{formula}-{g}" for rank, g in enumerate(crystals.space_group.tolist())
+    ]
+    own = {
+        PredictionColumn.RANK: range(1, n + 1),
+        PredictionColumn.FILE: [
+            "" if prediction.structure is None else stem for prediction, stem in zip(predictions, stems, strict=True)
+        ],
+        PredictionColumn.N_FORMULA_UNITS: (crystals.n_atoms // sum(query.unit.values())).numpy(),
+        PredictionColumn.SOURCE: [prediction.source for prediction in predictions],
+        PredictionColumn.SCORE: [prediction.score for prediction in predictions],
+        PredictionColumn.PROBABILITY: [prediction.probability for prediction in predictions],
+        PredictionColumn.ENERGY: [prediction.energy for prediction in predictions],
+        PredictionColumn.FAILURE: [prediction.failure for prediction in predictions],
+    }
+    known = crystal_columns(crystals, properties.predict(crystals))
+    ordered = {str(column): own[column] for column in PredictionColumn} | {
+        str(column): known[column] for column in Column if column in known
+    }
+    return pd.DataFrame(ordered)
+
+
+def write_predictions(
+    folder: RunFolder, predictions: Sequence[Prediction], table: pd.DataFrame, file_format: StructureFormat
+) -> None:
+    """Write structures under the names in the table, and the table as CSV."""
+    named = zip(table[PredictionColumn.FILE], predictions, strict=True)
+    built = {name: item.structure for name, item in named if item.structure is not None}
+    write_structures(folder.structures, built, file_format)
+    folder.write(CSV, table.to_csv(index=False, float_format="%.6g"))
+
+
+def summary(table: pd.DataFrame) -> str:
+    """Return the best of a table as text for a terminal."""
+    columns: dict[str, str] = {
+        PredictionColumn.RANK: "rank",
+        PredictionColumn.N_FORMULA_UNITS: "Z",
+        Column.SPACE_GROUP: "group",
+        Column.WYCKOFF: "positions",
+        PredictionColumn.SOURCE: "source",
+        PredictionColumn.PROBABILITY: "prob.",
+        PredictionColumn.ENERGY: "eV/atom",
+        Column.DENSITY: "g/cm^3",
+        Column.VOLUME_PER_ATOM: "Å^3/atom",
+        Column.FORMATION_ENERGY: "E_form",
+        Column.E_ABOVE_HULL: "E_hull",
+        Column.BAND_GAP: "gap",
+        PredictionColumn.FAILURE: "failure",
+    }
+    best = table.head(_SHOWN)[list(columns)].rename(columns=columns)
+    shown = best.loc[:, [not (best[name].isna() | (best[name] == "")).all() for name in best]]
+    return str(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Print what models say of a query beyond their training, one line each, once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def run(config: PredictConfig, argv: Sequence[str]) -> tuple[RunFolder, pd.DataFrame]:
+    """Predict what a configuration asks for; return the folder with everything in it, and the table."""
+    torch.set_num_threads(config.threads)
+    query = read_query(
+        config.composition,
+        n_formula_units=config.n_formula_units,
+        space_group=config.space_group,
+        chemistry=config.chemistry,
+    )
+    sources = Sources.load(config.source, None if config.templates is None else Path(config.templates))
+    properties = build_properties(config.proxies)
+    generator = build_generator(config.structure, config.flow, lattice=LATTICE)
+    with _warnings_as_lines():
+        (predictions,) = predict_queries(
+            [query],
+            config.n,
+            sources=sources,
+            generator=generator,
+            space_group=config.space_group,
+            rng=seeded(config.seed, "predict"),
+        )
+    if not predictions:
+        raise CompositionError(
+            f"no known prototype is like {query.formula} with {', '.join(map(str, query.shares))} formula units; "
+            "source=generator proposes structures without one"
+        )
+    if config.rank == "chgnet":
+        settings = RelaxSettings(max_steps=_RELAX_STEPS if config.relax_steps is None else config.relax_steps)
+        predictions = rank_by_energy(predictions, settings, n_workers=config.n_workers)
+    folder = create_run_folder(config, name=f"predict-{query.formula}", output=config.output, argv=list(argv))
+    table = prediction_table(predictions, query, properties)
+    write_predictions(folder, predictions, table, config.format)
+    return folder, table
+
+
+def main(words: Sequence[str]) -> None:
+    """Run the command line."""
+    if any(word in ("-h", "--help", "help") for word in words):
+        print(help_text(PredictConfig, USAGE))
+        return
+    config = parse_args(PredictConfig, words)
+    folder, table = run(config, words)
+    print(summary(table))
+    failures = int((table[PredictionColumn.FILE] == "").sum())
+    print(f"{len(table) - failures} structures of {config.composition} in {folder.structures}")
+    print(f"{folder / CSV} lists all of them")
+    if failures:
+        print(f"{failures} proposals have no structure; the column {PredictionColumn.FAILURE} says why")
+    print(json.dumps({"n": len(table), "structures": len(table) - failures}))
+
+
+if __name__ == "__main__":
+    main_guard(main)

@@ -1,0 +1,241 @@
+"""Structures for a composition: known prototypes are found, failures are listed, bad questions are answered."""
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Lattice, Structure
+
+from discover import predict as command
+from discover.candidates import Column
+from discover.compositions import CompositionError, read_query
+from discover.data import prepare
+from discover.errors import main_guard
+from discover.predict import (
+    Prediction,
+    PredictionColumn,
+    Sources,
+    build,
+    predict,
+    predict_queries,
+    rank_by_energy,
+)
+from discover.proposals import Proposals
+from discover.relax import Relaxation, RelaxSettings, RelaxStatus
+from discover.structure.random_baseline import RandomCoordinates
+from discover.structure_files import write_structures
+from discover.templates import templates_of_data
+from envs.crystal import CrystalBatch
+from tests.discover.crystals import crystal_batch
+from tests.discover.textbook import corundum, perovskite, rock_salt, rutile, wurtzite
+
+
+def tin_dioxide() -> Structure:
+    """The rutile of another element, which stands in for what is asked."""
+    lattice = Lattice.tetragonal(4.737, 3.186)
+    return Structure.from_spacegroup("P4_2/mnm", lattice, ["Sn", "O"], [[0, 0, 0], [0.306, 0.306, 0]])
+
+
+def fluorite() -> Structure:
+    return Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.46), ["Ca", "F"], [[0, 0, 0], [0.25, 0.25, 0.25]])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's own prototypes."""
+    folder = tmp_path_factory.mktemp("prototypes")
+    known = (tin_dioxide, fluorite, rock_salt, wurtzite, perovskite, corundum)
+    write_structures(folder, {build().composition.reduced_formula: build() for build in known}, "cif")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sources(folder: Path) -> Sources:
+    return Sources(None, templates_of_data(prepare(folder, use_cache=False)))
+
+
+def test_a_known_prototype_gives_the_structure(sources: Sources) -> None:
+    titania, magnesia = predict([{"Ti": 2, "O": 4}, {"Mg": 1, "O": 1}], 5, sources=sources)
+    assert [prediction.source for prediction in titania] == ["template"]
+    assert StructureMatcher().fit(titania[0].structure, rutile())
+    assert titania[0].crystal.space_group.tolist() == [136]
+    assert titania[0].structure.lattice.parameters == pytest.approx(titania[0].crystal.lattice_parameters[0].tolist())
+    assert magnesia[0].crystal.space_group.tolist() == [225]
+    assert {site.specie.symbol for site in magnesia[0].structure} == {"Mg", "O"}
+
+
+def test_each_composition_is_answered_as_if_it_were_alone(sources: Sources) -> None:
+    compositions = [{"Ti": 2, "O": 4}, {"Ga": 4, "O": 6}, {"Na": 1, "Br": 1}, {"Ba": 1, "Ti": 1, "O": 3}]
+    together = predict(compositions, 3, sources=sources)
+    for composition, found in zip(compositions, together, strict=True):
+        (alone,) = predict([composition], 3, sources=sources)
+        assert [prediction.structure for prediction in found] == [prediction.structure for prediction in alone]
+        assert [prediction.probability for prediction in found] == [prediction.probability for prediction in alone]
+
+
+def test_a_composition_without_a_prototype_has_no_prediction_and_the_others_do(sources: Sources) -> None:
+    nothing, found = predict([{"Ti": 7, "O": 11}, {"Ti": 2, "O": 4}], 3, sources=sources)
+    assert nothing == []
+    assert len(found) == 1
+
+
+def test_sizes_of_the_cell_are_tried_and_weighed(sources: Sources) -> None:
+    query = read_query("ZrO2")
+    (found,) = predict_queries([query], 10, sources=sources)
+    sizes = [int(prediction.crystal.n_atoms) // 3 for prediction in found]
+    assert sorted(sizes) == [1, 2]  # fluorite and rutile
+    probabilities = [prediction.probability for prediction in found]
+    assert probabilities == sorted(probabilities, reverse=True)
+    for size, probability in zip(sizes, probabilities, strict=True):
+        (alone,) = predict([query.cell(size)], 1, sources=sources)
+        assert probability == pytest.approx(query.shares[size] * alone[0].probability)
+
+
+def test_a_space_group_leaves_out_the_others(sources: Sources) -> None:
+    (found,) = predict_queries([read_query("ZrO2", space_group=225)], 10, sources=sources, space_group=225)
+    assert [int(prediction.crystal.space_group) for prediction in found] == [225]
+
+
+def test_the_prior_that_ships_proposes_rutile_and_is_asked_for_coordinates() -> None:
+    sources = Sources.load("generator")
+    titania, salt = predict([{"Ti": 2, "O": 4}, {"Na": 1, "Cl": 1}], 5, sources=sources, generator=RandomCoordinates())
+    assert titania[0].crystal.wyckoff_strings() in (["Ti:2a O:4f"], ["Ti:2b O:4f"])
+    assert {prediction.source for prediction in titania} == {"prior"}
+    assert sum(prediction.probability for prediction in titania) <= 1.0
+    assert StructureMatcher().fit(salt[0].structure, rock_salt())
+    (cubic,) = predict([{"Ti": 1, "O": 2}], 5, sources=sources, generator=RandomCoordinates(), space_group=225)
+    assert {int(prediction.crystal.space_group) for prediction in cubic} == {225}
+
+
+@pytest.mark.slow
+def test_a_cell_larger_than_the_models_saw_works_with_a_warning(tmp_path: Path, capsys) -> None:
+    words = ["composition=Si8O16", "source=generator", "structure=random", "n=2", f"output={tmp_path / 'run'}"]
+    command.main(words)
+    captured = capsys.readouterr()
+    assert "warning: a composition has 24 atoms per primitive cell" in captured.err
+    assert json.loads(captured.out.splitlines()[-1])["n"] == 2
+
+
+def proposals_without_coordinates(names: list[str]) -> Proposals:
+    crystals = crystal_batch(names)
+    n = len(crystals)
+    return Proposals(
+        crystals,
+        torch.full((*crystals.letters.shape, 3), math.nan).double(),
+        torch.arange(n),
+        torch.zeros(n).double(),
+        torch.zeros(n, dtype=torch.int64),
+    )
+
+
+class NothingForTitanium(RandomCoordinates):
+    def generate(self, crystals: CrystalBatch, generator: torch.Generator) -> list[Structure | None]:
+        found = super().generate(crystals, generator)
+        return [None if s is None or "Ti" in s.composition else s for s in found]
+
+
+def test_coordinates_are_sought_where_a_source_gives_none() -> None:
+    proposals = proposals_without_coordinates(["NaCl", "TiO2", "GaAs"])
+    proposals.parameters[0] = 0.0  # rock salt has no free parameter, so these are coordinates
+    structures = build(proposals, NothingForTitanium(), torch.Generator().manual_seed(0))
+    assert StructureMatcher().fit(structures[0], rock_salt())
+    assert structures[1] is None
+    assert structures[2].composition.reduced_formula == "GaAs"
+
+
+def a_prediction(name: str, structure: Structure | None) -> Prediction:
+    return Prediction(structure, crystal_batch([name]), "prior", 0.0, 0.5)
+
+
+def a_relaxation(energy: float, structure: Structure | None, reason: str = "") -> Relaxation:
+    status = RelaxStatus.FAILED if structure is None else RelaxStatus.CONVERGED
+    return Relaxation(status, reason, structure, energy, energy, energy, energy, 3, 0.1)
+
+
+def test_energies_put_the_lowest_first_and_what_has_none_last(monkeypatch) -> None:
+    predictions = [a_prediction("TiO2", None), *(a_prediction("TiO2", rutile()) for _ in range(3))]
+    outcomes = [
+        a_relaxation(math.nan, None, "nothing to relax"),
+        a_relaxation(-1.0, rutile()),
+        a_relaxation(math.nan, None, "an isolated atom"),
+        a_relaxation(-2.0, tin_dioxide()),
+    ]
+    monkeypatch.setattr(command, "relax", lambda *_, **__: outcomes)
+    ranked = rank_by_energy(predictions, RelaxSettings())
+    assert [prediction.energy for prediction in ranked[:2]] == [-2.0, -1.0]
+    assert ranked[0].structure == tin_dioxide()
+    assert ranked[0].crystal.formulas() == ["SnO2"]
+    assert {prediction.failure for prediction in ranked[2:]} == {"", "an isolated atom"}
+
+
+@pytest.mark.slow
+def test_chgnet_prefers_the_structure_that_nature_does(folder: Path, tmp_path: Path, capsys) -> None:
+    words = ["composition=MgO", "n_formula_units=1", "source=templates", f"templates={folder}", "rank=chgnet"]
+    command.main([*words, "relax_steps=3", "n_workers=0", f"output={tmp_path / 'run'}", "structure=random"])
+    table = pd.read_csv(tmp_path / "run" / command.CSV, keep_default_na=False)
+    assert table[Column.SPACE_GROUP].tolist() == [225]
+    assert float(table[PredictionColumn.ENERGY].iloc[0]) == pytest.approx(-6.32, abs=0.1)  # MP2020: -5.98 - 0.34
+    assert "eV/atom" in capsys.readouterr().out
+
+
+def test_the_command_writes_structures_by_rank_and_a_table(folder: Path, tmp_path: Path, capsys) -> None:
+    words = ["composition=ZrO2", "source=templates", f"templates={folder}", "structure=random"]
+    command.main([*words, f"output={tmp_path / 'run'}"])
+    table = pd.read_csv(tmp_path / "run" / command.CSV, keep_default_na=False)
+    assert table[PredictionColumn.RANK].tolist() == [1, 2]
+    assert sorted(table[Column.SPACE_GROUP]) == [136, 225]
+    files = sorted(file.stem for file in (tmp_path / "run" / "structures").iterdir())
+    assert files == table[PredictionColumn.FILE].tolist()
+    assert files[0].startswith("001-ZrO2-")
+    for _, row in table.iterrows():
+        structure = Structure.from_file(tmp_path / "run" / "structures" / f"{row[PredictionColumn.FILE]}.cif")
+        assert structure.composition.reduced_formula == "ZrO2"
+        assert structure.density == pytest.approx(row[Column.DENSITY], rel=1e-3)
+    out = capsys.readouterr().out
+    assert "positions" in out
+    assert json.loads(out.splitlines()[-1]) == {"n": 2, "structures": 2}
+
+
+def test_a_composition_without_any_prototype_says_what_to_do(folder: Path) -> None:
+    with pytest.raises(CompositionError, match=r"no known prototype is like Ti7O11 .*source=generator"):
+        command.main(["composition=Ti7O11", "source=templates", f"templates={folder}", "structure=random"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "prediction needs a composition"),
+        (["composition=tio2"], "did you mean TiO2"),
+        (["composition=TiO2)"], "cannot read"),
+        (["composition=Li0.5CoO2"], "no whole numbers"),
+        (["composition=Xx2O3"], "Xx is no element"),
+        (["composition=Ti3O2", "chemistry=ionic"], "not charge-balanced"),
+        (["composition=Ti4O8", "n_formula_units=2"], "already says 4 formula units"),
+        (["composition=TiO2", "n_formula_units=1", "space_group=136"], "Possible are 1-"),
+        (["composition=TiO2", "space_group=231"], "1 to 230"),
+        (["composition=TiO2", "n=0"], "n must be at least 1"),
+        (["composition=TiO2", "n_formula_units=0"], "n_formula_units must be at least 1"),
+        (["composition=TiO2", "n_formula_units=300"], "hold up to 512"),
+        (["composition=TiO2", "source=generator", "templates=x.csv"], "does nothing with source=generator"),
+        (["composition=TiO2", "source=templates", "templates=absent.csv"], "no data file at absent.csv"),
+        (["composition=TiO2", "relax_steps=5"], "rank=chgnet"),
+        (["composition=TiO2", "rank=dft"], "rank takes one of model, chgnet"),
+    ],
+)
+def test_bad_questions_get_one_message_and_exit_code_2(
+    words, message: str, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main_guard(command.main, words)
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    assert message in captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert not (tmp_path / "runs").exists()
