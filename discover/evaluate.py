@@ -3,11 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import nan
 from pathlib import Path
 from typing import Any
 
 from discover.config import EvaluateConfig
+from discover.csp_predictors import predictor_of
 from discover.errors import main_guard
+from discover.evaluate_csp import evaluate_csp
 from discover.evaluate_dng import evaluate_dng
 from discover.evaluate_proxy import evaluate_proxy
 from discover.evaluate_sampler import evaluate_sampler
@@ -18,6 +21,7 @@ from proxies import load_ensemble, load_pretrained
 
 USAGE = (
     "python -m discover.evaluate task=proxy data=FILE.csv.gz | task=prior data=FILE.csv.gz | task=sampler run=DIR | "
+    "task=csp data=FILE.csv.gz n=500 k=20 [source=templates templates=FILE.csv.gz] [given=wyckoff source=generator] | "
     "task=dng reference=FILE.csv.gz [train_data=FILE.csv.gz hull=FOLDER]"
 )
 
@@ -26,6 +30,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Return the figures that a configuration asks for."""
     if config.task == "sampler":
         return evaluate_sampler(config)
+    if config.task == "csp":
+        return evaluate_csp(config, predictor_of(config))
     if config.task == "dng":
         return evaluate_dng(config)
     if config.task == "prior":
@@ -39,9 +45,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def print_table(figures: Mapping[str, Any], indent: str = "") -> None:
-    """Print nested figures, one a line."""
+    """Print nested figures, one a line; a rate with its interval is one figure."""
     for name, value in figures.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and {"rate", "interval_95", "hits", "n"} == value.keys():
+            low, high = (nan if end is None else end for end in value["interval_95"])
+            rate = nan if value["rate"] is None else value["rate"]
+            print(f"{indent}{name:<40} {rate:.4g} [{low:.3g}, {high:.3g}] ({value['hits']} of {value['n']})")
+        elif isinstance(value, Mapping):
             print(f"{indent}{name}")
             print_table(value, indent + "  ")
         else:
