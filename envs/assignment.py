@@ -171,6 +171,18 @@ class Walk:
         good = packing.good_residuals(group, compositions.counts[:, 1:])
         return cls(packing, compositions, group, zero, compositions.counts[:, 0], zero, zero, good)
 
+    @classmethod
+    def cat(cls, walks: Sequence["Walk"]) -> "Walk":
+        """Return walks of the same packing and width of compositions as one batch."""
+
+        def joined(name: str) -> Tensor:
+            return torch.cat([getattr(walk, name) for walk in walks])
+
+        elements = torch.cat([walk.compositions.elements for walk in walks])
+        counts = torch.cat([walk.compositions.counts for walk in walks])
+        names = ("group", "slot", "n_left", "used", "first_letter", "good")
+        return cls(walks[0].packing, Compositions(elements, counts), *(joined(name) for name in names))
+
     @property
     def done(self) -> Tensor:
         """(n,) bool, True where every atom is placed."""
