@@ -8,6 +8,7 @@ are counted beside them.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,7 @@ class RelaxationConfig:
     seed: int = option(0, "random seed")
 
 
-def main(words: list[str]) -> None:
+def main(words: Sequence[str]) -> None:
     """Relax the structures of both generators and print what they have in common."""
     config = parse_args(RelaxationConfig, words)
     torch.set_num_threads(1)

@@ -383,7 +383,7 @@ def _read_structures(path: Path) -> list[Structure | None]:
         except DataError:
             structures.append(None)
         else:
-            structures.append(Structure(matrix, numbers, coords))
+            structures.append(Structure(matrix, numbers.tolist(), coords))
     return structures
 
 

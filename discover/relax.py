@@ -215,14 +215,16 @@ class ChgnetCalculator(Calculator):
         graph = model.graph_converter(structure)
         graph.lattice.requires_grad_(True)
         graph.atom_frac_coord.requires_grad_(True)
-        energy = model([graph], task="e")["e"][0] * len(structure)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # CHGNet makes a number of the volume, whose gradient nothing needs
+            energy = model([graph], task="e")["e"][0] * len(structure)
         by_coords, by_lattice = torch.autograd.grad(energy, (graph.atom_frac_coord, graph.lattice))
         lattice = graph.lattice.detach()
         # cart = frac L, so dE/dcart = dE/dfrac L^-T; a strain takes L to L (1 + strain), so dE/dstrain = L^T dE/dL
         forces = -torch.linalg.solve(lattice, by_coords.T).T
         stress = lattice.T @ by_lattice / torch.linalg.det(lattice).abs()
         self.results = {
-            "energy": float(energy),
+            "energy": float(energy.detach()),
             "forces": forces.double().numpy(),
             "stress": full_3x3_to_voigt_6_stress(stress.double().numpy()),
         }
