@@ -6,18 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from discover.composition_corpus import corpus_of, element_table, fold, split, stability_of
 from discover.data import PreparedData, save_prepared
 from discover.errors import ConfigError
 from discover.train_composition_prior import (
     CompositionPriorTraining,
     Trainer,
-    corpus_of,
-    element_table,
     evaluate_terms,
-    fold,
     ranking_figures,
-    split,
-    stability_of,
     train_composition_prior,
 )
 from envs.assignment import BUILDING_RANK
