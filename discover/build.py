@@ -80,7 +80,8 @@ def build_parts(config: RunConfig, *, restrictions: Restrictions | None = None) 
         lengths_angles=config.measure == "lengths_angles",
         box=space.box,
     )
-    return Parts(env, start_policy(config, env, prior), target, properties, reward, prior, RandomCoordinates())
+    policy = start_policy(config, env, prior)
+    return Parts(env, policy, target, properties, reward, prior, build_generator(config.structure, config.flow))
 
 
 def build_generator(structure: str | None, flow: str | None, *, lattice: LatticeMode = "fixed") -> StructureGenerator:

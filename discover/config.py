@@ -190,6 +190,9 @@ class RewardConfig:
     stability_gate: bool | None = option(
         None, "multiply the reward by P(energy above hull < 0.1 eV/atom); null: on for bandgap, off otherwise"
     )
+    hull_limit: float | None = option(
+        None, "energy above hull in eV/atom that reward=stability asks to stay below; null: 0.1, metastable"
+    )
     alpha: float | None = option(
         None, "exponent of the prior in the reward; 0 is the published setting; null: 1, or 0 where no prior applies"
     )
@@ -226,6 +229,8 @@ class RewardConfig:
             raise ConfigError(f"kappa applies to reward=formation_energy, not to reward={self.reward}; drop it")
         if self.tolerance is not None and not self.targets():
             raise ConfigError("tolerance applies to a target; give one, such as target=1.34, or drop it")
+        if self.hull_limit is not None and "stability" not in names:
+            raise ConfigError(f"hull_limit applies to reward=stability, not to reward={self.reward}; drop it")
         if self.gap_scale == "experiment" and "bandgap" not in names:
             raise ConfigError(f"gap_scale=experiment applies to reward=bandgap, not to reward={self.reward}; drop it")
         if self.stability_gate is None:
@@ -305,9 +310,14 @@ class RunConfig(RewardConfig):
     train: TrainingConfig = group(TrainingConfig, "how the policy is trained")
     n_candidates: int = option(2000, "crystals to sample after training")
     n_structures: int = option(64, "of the best candidates, how many to build as CIF files")
-    structure: Literal["random"] = option("random", "how coordinates are found: random (PyXtal's, the baseline)")
+    structure: Literal["flow", "random"] | None = option(
+        None,
+        "how coordinates are found: flow (learned) or random (the baseline); null: flow, or random where the env "
+        "chooses no Wyckoff letters",
+    )
     proxies: str | None = option(None, "folder of proxies from discover.train what=proxy or trees; null: as shipped")
     prior: str | None = option(None, "folder of a prior from discover.train what=prior; null: as shipped")
+    flow: str | None = option(None, "folder of a flow from discover.train what=flow; null: as shipped")
     seed: int = option(0, "random seed; same seed, same machine, same result")
     output: str | None = option(None, "folder of the run; null: runs/<time>-<reward>")
     resume: str | None = option(None, "continue the run in this folder, with its own settings")
@@ -336,6 +346,13 @@ class RunConfig(RewardConfig):
             self.has_prior or self.prior is None,
             "prior=DIR applies to env=mp20 with Wyckoff letters; drop it",
         )
+        _require(
+            self.has_letters or self.structure != "flow",
+            "structure=flow places atoms on Wyckoff letters, and this run chooses none; drop it, or use wyckoff=on",
+        )
+        if self.structure is None:
+            object.__setattr__(self, "structure", "flow" if self.has_letters else "random")
+        _require(self.structure == "flow" or self.flow is None, "flow=DIR applies to structure=flow; drop one of them")
         _require(self.n_candidates >= 1, f"n_candidates must be at least 1, got {self.n_candidates}")
         _require(self.n_structures >= 0, f"n_structures must be >= 0, got {self.n_structures}")
         _require(0 <= self.seed < 2**63, f"seed must be in 0 to 2^63 - 1, got {self.seed}")
@@ -358,9 +375,14 @@ class RunConfig(RewardConfig):
             raise ConfigError(f"resume={self.resume} goes on with the run's own settings; drop {', '.join(changed)}")
 
     @property
+    def has_letters(self) -> bool:
+        """Whether this run chooses Wyckoff letters."""
+        return SPACES[self.env]().wyckoff if self.wyckoff is None else self.wyckoff
+
+    @property
     def has_prior(self) -> bool:
         """Whether the shipped prior describes the crystals of this run."""
-        return self.env == "mp20" and self.wyckoff is not False
+        return self.env == "mp20" and self.has_letters
 
     @property
     def alpha_value(self) -> float:
@@ -506,15 +528,20 @@ class GenerateConfig:
 class TrainConfig:
     """Everything `python -m discover.train` can be told."""
 
-    what: Literal["prior", "proxy", "trees"] = option(
-        "prior", "what to train: the prior policy, the property proxies, or scikit-learn trees in their place"
+    what: Literal["prior", "composition_prior", "proxy", "trees", "flow"] = option(
+        "prior",
+        "what to train: the prior policy, the prior of letters given a composition, the property proxies, "
+        "scikit-learn trees in their place, or the flow that finds coordinates",
     )
     data: str = option("", "CSV file in the field's form: material_id, cif and the labels")
     output: str = option("", "folder for the weights, the configuration and the model card")
     epochs: int | None = option(None, "passes over the data; null: the trainer's default")
     batch_size: int | None = option(None, "crystals per step; null: the trainer's default")
     lr: float | None = option(None, "learning rate; null: the trainer's default")
-    minutes: float | None = option(None, "stop after this many minutes with the best weights so far")
+    minutes: float | None = option(
+        None, "stop after this many minutes, with the best (prior) or fully annealed (composition_prior, flow) weights"
+    )
+    device: str | None = option(None, "for what=flow: cpu or cuda; null: cuda where there is one")
     seed: int = option(0, "random seed")
 
     def __post_init__(self) -> None:
@@ -524,6 +551,10 @@ class TrainConfig:
             ConfigError: Naming the setting and the remedy.
         """
         _require(bool(self.data), "training needs a data set: data=FILE.csv, see python -m discover.fetch")
+        _require(
+            self.what == "flow" or self.device is None,
+            f"device applies to what=flow; what={self.what} trains on the CPU. Drop it",
+        )
         _require(bool(self.output), "training needs a folder to write to: output=DIR")
         for name in ("epochs", "batch_size", "lr", "minutes"):
             value = getattr(self, name)

@@ -167,16 +167,17 @@ class FormationEnergyFactor:
 
 @dataclass(frozen=True)
 class StabilityFactor:
-    """P(energy above hull < 0.1 eV/atom)^β under the proxy's own uncertainty."""
+    """P(energy above hull < limit)^β under the proxy's own uncertainty; the limit in eV/atom."""
 
     beta: float = 1.0
+    limit: float = METASTABLE
     needs: tuple[str, ...] = ("e_above_hull",)
 
     def log_value(self, crystals: CrystalBatch, predictions: Mapping[str, Prediction]) -> Tensor:
         """Return (n,) log probability."""
         del crystals
         above = predictions["e_above_hull"]
-        log_p = log_probability_below(above.mean.double(), above.std.double(), METASTABLE)
+        log_p = log_probability_below(above.mean.double(), above.std.double(), self.limit)
         return floored(self.beta * log_p)
 
 
@@ -290,7 +291,9 @@ def _factor(term: RewardTerm, config: RewardConfig) -> Factor:
         return DensityFactor(config.beta_of("density"), target, tolerance)
     if term.name == "formation_energy":
         return FormationEnergyFactor(config.beta_of("formation_energy"), config.kappa_value())
-    return StabilityFactor() if term.name == "stability" else OxidationFactor()
+    if term.name == "stability":
+        return StabilityFactor(limit=METASTABLE if config.hull_limit is None else config.hull_limit)
+    return OxidationFactor()
 
 
 def import_function(path: str) -> UserFunction:

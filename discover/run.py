@@ -27,6 +27,7 @@ from envs.crystal import CrystalBatch
 USAGE = "python -m discover.run reward=bandgap target=1.34 ['restrict.elements=[Fe,O]'] [output=DIR]"
 CHECKPOINT_KIND = "sampler"
 _CHECKPOINT_SECONDS = 30.0
+_STRUCTURES_AT_ONCE = 64
 _MOST_DRAWS = 20  # draws per wanted candidate before a small space is taken to be exhausted
 
 
@@ -166,17 +167,18 @@ def build_structures(
     n_built, n_tried = 0, 0
     wanted = min(config.n_structures, len(ranked))
     with tqdm(total=wanted, desc="structures", unit="CIF", disable=None, file=sys.stderr) as bar:
-        for row, name in enumerate(names):
-            if n_built == wanted:
-                break
-            n_tried += 1
-            structure = parts.generator.generate(ranked.select([row]), seeded(config.seed, f"structure {name}"))[0]
-            if structure is None:
-                folder.log("structure_failed", candidate_id=name, formula=ranked.select([row]).formulas()[0])
-                continue
-            folder.write_structure(name, cif_text(structure))
-            n_built += 1
-            bar.update(1)
+        while n_built < wanted and n_tried < len(names):
+            rows = range(n_tried, min(n_tried + min(wanted - n_built, _STRUCTURES_AT_ONCE), len(names)))
+            crystals = ranked.select(list(rows))
+            found = parts.generator.generate(crystals, seeded(config.seed, f"structures {n_tried}"))
+            for row, structure, formula in zip(rows, found, crystals.formulas(), strict=True):
+                if structure is None:
+                    folder.log("structure_failed", candidate_id=names[row], formula=formula)
+                    continue
+                folder.write_structure(names[row], cif_text(structure))
+                n_built += 1
+                bar.update(1)
+            n_tried += len(rows)
     return n_built, n_tried
 
 

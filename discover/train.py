@@ -1,4 +1,4 @@
-"""``python -m discover.train what=prior|proxy|trees data=FILE.csv output=DIR``: retrain what ships from your data."""
+"""``python -m discover.train what=prior|composition_prior|proxy|trees|flow data=FILE.csv output=DIR``."""
 
 import json
 from collections.abc import Sequence
@@ -8,10 +8,13 @@ from typing import Any
 from discover.config import TrainConfig
 from discover.errors import ConfigError, main_guard
 from discover.options import help_text, parse_args
+from discover.structure.flow_training import FlowTraining
+from discover.train_composition_prior import CompositionPriorTraining, train_composition_prior
+from discover.train_flow import train_flow
 from discover.train_prior import PriorTraining, train_prior
 from discover.train_proxy import ProxyTraining, train_proxy, train_trees
 
-USAGE = "python -m discover.train what=prior|proxy|trees data=FILE.csv output=DIR"
+USAGE = "python -m discover.train what=prior|composition_prior|proxy|trees|flow data=FILE.csv output=DIR"
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -21,13 +24,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if value is not None}
     if config.what == "prior":
         return dict(train_prior(config.data, output, PriorTraining(**given, minutes=config.minutes)))
+    if config.what == "composition_prior":
+        settings = CompositionPriorTraining(**given, minutes=config.minutes)
+        return dict(train_composition_prior(config.data, output, settings))
+    if config.what == "flow":
+        return train_flow(config.data, output, FlowTraining(**given, minutes=config.minutes), device=config.device)
     if config.what == "trees":
         if given.keys() - {"seed"} or config.minutes is not None:
             raise ConfigError("what=trees takes data, output and seed only; the trees have no epochs")
         train_trees(config.data, output, **given)
         return {}
     if config.minutes is not None:
-        raise ConfigError("minutes applies to what=prior; a proxy training can be stopped and called again to continue")
+        raise ConfigError(
+            "minutes applies to the priors and the flow; a proxy training can be stopped and called again to continue"
+        )
     if "lr" in given:
         given["learning_rate"] = given.pop("lr")
     return dict(train_proxy(config.data, output, settings=ProxyTraining(**given)).facts["held_out"])

@@ -56,6 +56,7 @@ def test_the_main_job_takes_one_reward_and_one_target() -> None:
         (["reward=formation_energy", "target=1"], "takes no target"),
         (["reward=density", "gap_scale=experiment"], "gap_scale=experiment applies to"),
         (["reward=stability", "beta=2"], "beta applies to"),
+        (["reward=density", "hull_limit=0.02"], "hull_limit applies to reward=stability"),
         (["reward=density", "target=5", "beta=2"], "beta applies to"),
         (["reward=density", "kappa=2"], "kappa applies to"),
         (["reward=density", "tolerance=1"], "tolerance applies to a target"),

@@ -141,6 +141,11 @@ def test_a_product_adds_weighted_logs() -> None:
     assert product == pytest.approx(0.5 * parts[0] + parts[1] + 2 * parts[2])
 
 
+def test_a_lower_limit_on_the_energy_above_hull_asks_for_more() -> None:
+    metastable, stable = (log_reward(RewardConfig(reward="stability", hull_limit=limit)) for limit in (None, 0.0))
+    assert stable < metastable == log_reward(RewardConfig(reward="stability", hull_limit=0.1))
+
+
 @pytest.mark.parametrize("reward", ["bandgap", "formation_energy", "stability"])
 def test_hopeless_crystals_have_a_finite_reward_at_the_floor(reward: str) -> None:
     hopeless = {
