@@ -5,6 +5,7 @@ relative to the sum of elemental volumes, and which elements were seen in each k
 rows of a data set or an aggregate of one (`discover.train_templates`); both are searched in the same way.
 """
 
+import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -19,8 +20,9 @@ from pymatgen.core import Composition, Element
 from torch import Tensor
 
 from discover.data import PreparedData
-from discover.errors import DataError
+from discover.errors import CheckpointError, DataError
 from discover.proposals import SOURCES, Proposals
+from discover.run_folder import write_atomic
 from discover.structure.fingerprint import N_BINS, fingerprints, pairwise_distances
 from discover.structure.orbits import parameters_of_data
 from envs.crystal import CrystalBatch
@@ -35,6 +37,7 @@ MAX_ASSIGNMENTS = 720  # of elements to kinds with equal counts
 _LIKENESS = {"electronegativity": 1.25, "atomic_radius": 1.2, "group": 0.75, "row": 0.7}
 #: Distance of fingerprints below which two proposals count as one; StructureMatcher calls 97 % of such pairs equal.
 SAME_STRUCTURE = 0.1
+_PREVALENCE = 0.2  # weight of the log of the number of materials behind a template beside the likeness of elements
 _OVERSHOOT = 4  # candidates looked at for each one kept
 
 
@@ -47,6 +50,7 @@ class Templates:
     kinds: Tensor  # (t, max_orbits) int64 kind of each orbit, -1 = padding
     parameters: Tensor  # (t, max_orbits, 3) float64 free Wyckoff parameters
     cells: Tensor  # (t, 6) float64 a, b, c over the cube root of the conventional cell's elemental volumes; degrees
+    cell_spread: Tensor  # (t, 6) float64 standard deviations of log(a, b, c) and of the angles, 0 for single crystals
     kind_counts: Tensor  # (t, max_kinds) int64 atoms of each kind per primitive cell, ascending, 0 = padding
     kind_elements: Tensor  # (t, max_kinds, max_seen) int64 elements seen in a kind's place, 0 = padding
     kind_shares: Tensor  # (t, max_kinds, max_seen) float64 their shares, adding up to 1 over each kind
@@ -141,21 +145,24 @@ class Candidates:
 
     rows: Tensor  # (m,) int64 template
     order: Tensor  # (m, k) int64 index of the query's element on each kind
-    affinity: Tensor  # (m,) float64 mean over atoms of the log-likeness to the elements seen, at most 0
+    affinity: (
+        Tensor  # (m,) float64 mean over atoms of the log-likeness to the elements seen, and a bonus; see `_affinity`
+    )
     fingerprints: Tensor  # (m, k, k, n_bins) float32, kinds in the order of the query's elements
 
+    def select(self, rows: Tensor) -> Self:
+        """Return the candidates at `rows`."""
+        return type(self)(self.rows[rows], self.order[rows], self.affinity[rows], self.fingerprints[rows])
 
-def search(
-    templates: Templates, query: Query, n: int, *, other_formulas: bool = False, same_structure: float = SAME_STRUCTURE
-) -> Candidates:
-    """Return the `n` templates and assignments whose elements are most like the query's, without near repeats.
+
+def nearest(templates: Templates, query: Query, n: int, *, other_formulas: bool = False) -> Candidates:
+    """Return the `n` templates and assignments whose elements are most like the query's.
 
     Args:
         templates: Where to look.
         query: What to look for.
         n: Candidates wanted; fewer come where there are fewer.
         other_formulas: Leave out templates of the query's own reduced formula.
-        same_structure: Fingerprint distance below which the less alike of two candidates is left out.
     """
     k = len(query.counts)
     rows = templates.groups.get(query.counts, torch.zeros(0, dtype=torch.int64))
@@ -165,15 +172,22 @@ def search(
     if not len(place):
         no_order, no_fingerprint = torch.zeros(0, k, dtype=torch.int64), torch.zeros(0, k, k, N_BINS)
         return Candidates(place, no_order, torch.zeros(0).double(), no_fingerprint)
-    orders = _assignments(query.counts)
+    orders = assignments(query.counts)
     affinity = _affinity(templates, rows[place], query, orders).flatten()
-    best = affinity.argsort(descending=True, stable=True)[: n * _OVERSHOOT]
+    best = affinity.argsort(descending=True, stable=True)[:n]
     place, order = place[best // len(orders)], orders[best % len(orders)]
     on_kind = order.argsort(dim=1)  # kind on which each of the query's elements sits
-    known = templates.fingerprints(query.counts)
-    found = known[place[:, None, None], on_kind[:, :, None], on_kind[:, None, :]]
-    kept = _without_repeats(found, same_structure)[:n]
-    return Candidates(rows[place[kept]], order[kept], affinity[best[kept]], found[kept])
+    found = templates.fingerprints(query.counts)[place[:, None, None], on_kind[:, :, None], on_kind[:, None, :]]
+    return Candidates(rows[place], order, affinity[best], found)
+
+
+def search(templates: Templates, query: Query, n: int, *, other_formulas: bool = False) -> Candidates:
+    """Return the `n` templates and assignments whose elements are most like the query's, without near repeats.
+
+    The arguments are those of `nearest`.
+    """
+    found = nearest(templates, query, n * _OVERSHOOT, other_formulas=other_formulas)
+    return found.select(_without_repeats(found.fingerprints)[:n])
 
 
 def retrieve(
@@ -233,12 +247,66 @@ def templates_of_data(data: PreparedData, *, stable: float = STABLE) -> Template
         kinds=kinds,
         parameters=parameters,
         cells=relative_cells(crystals),
+        cell_spread=torch.zeros(len(crystals), 6, dtype=torch.float64),
         kind_counts=kind_counts,
         kind_elements=kind_elements[..., None],
         kind_shares=(kind_elements[..., None] > 0).double(),
         n_materials=torch.ones(len(crystals), dtype=torch.int64),
         e_above_hull=above[keep],
         formulas=data.formulas[keep.numpy()],
+    )
+
+
+#: How each array of an aggregate is stored.
+_STORED: dict[str, type[np.generic]] = {
+    "space_group": np.uint8,
+    "letters": np.int8,
+    "kinds": np.int8,
+    "parameters": np.float32,
+    "cells": np.float32,
+    "cell_spread": np.float16,
+    "kind_counts": np.uint8,
+    "kind_elements": np.uint8,
+    "kind_shares": np.float16,
+    "n_materials": np.uint16,
+}
+
+
+def save_templates(templates: Templates, path: Path) -> int:
+    """Write an aggregate as npz and return its size in bytes.
+
+    Formulas and energies of single crystals are not written.
+
+    Raises:
+        RunFolderError: If the file cannot be written.
+    """
+    buffer = io.BytesIO()
+    arrays = {name: getattr(templates, name).numpy().astype(kind) for name, kind in _STORED.items()}
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, buffer.getvalue())
+    return len(buffer.getvalue())
+
+
+def load_templates(path: Path = SHIPPED) -> Templates:
+    """Return the aggregate that ships, or another one.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = {name: torch.from_numpy(stored[name]) for name in _STORED}
+    except Exception as error:  # numpy raises many kinds for a broken archive
+        raise CheckpointError(
+            f"{path} holds no templates ({error}); restore it, or build it with python -m discover.train_templates"
+        ) from error
+    real = ("parameters", "cells", "cell_spread", "kind_shares")
+    n = len(arrays["space_group"])
+    return Templates(
+        **{name: array.double() if name in real else array.long() for name, array in arrays.items()},
+        e_above_hull=torch.full((n,), torch.nan, dtype=torch.float64),
+        formulas=np.full(n, ""),
     )
 
 
@@ -276,7 +344,7 @@ def element_distances() -> Tensor:
 
 
 @cache
-def _assignments(counts: tuple[int, ...]) -> Tensor:
+def assignments(counts: tuple[int, ...]) -> Tensor:
     """Return (p, k) int64 orders of elements on kinds that keep the counts, at most `MAX_ASSIGNMENTS`."""
     blocks = [[i for i, count in enumerate(counts) if count == value] for value in sorted(set(counts))]
     orders = itertools.product(*(itertools.permutations(block) for block in blocks))
@@ -285,19 +353,23 @@ def _assignments(counts: tuple[int, ...]) -> Tensor:
 
 
 def _affinity(templates: Templates, rows: Tensor, query: Query, orders: Tensor) -> Tensor:
-    """Return (t, p) mean over atoms of log Σ share · exp(-distance) between a kind's elements and the one it gets."""
+    """Return (t, p) mean over atoms of log Σ share · exp(-distance) between a kind's elements and the one it gets.
+
+    Templates of many materials get a bonus.
+    """
     k = len(query.counts)
     likeness = torch.exp(-element_distances()[:, query.elements])  # (119, k)
     likeness[0] = 0.0
     seen = likeness[templates.kind_elements[rows, :k]]  # (t, k, max_seen, k)
     log_likeness = (seen * templates.kind_shares[rows, :k, :, None]).sum(dim=2).log()  # (t, kind, element)
     weights = torch.tensor(query.counts, dtype=torch.float64) / sum(query.counts)
-    return (log_likeness[:, torch.arange(k), orders] * weights).sum(dim=-1)
+    bonus = _PREVALENCE * templates.n_materials[rows].double().log()
+    return (log_likeness[:, torch.arange(k), orders] * weights).sum(dim=-1) + bonus[:, None]
 
 
-def _without_repeats(found: Tensor, same_structure: float) -> Tensor:
-    """Return the indices of fingerprints that are no nearer than `same_structure` to an earlier kept one."""
-    near = (pairwise_distances(found, found) < same_structure).numpy()
+def _without_repeats(found: Tensor) -> Tensor:
+    """Return the indices of fingerprints that are no nearer than `SAME_STRUCTURE` to an earlier kept one."""
+    near = (pairwise_distances(found, found) < SAME_STRUCTURE).numpy()
     kept: list[int] = []
     free = np.ones(len(found), dtype=bool)
     for index in range(len(found)):
