@@ -42,7 +42,7 @@ from policies.composition_prior import CompositionPrior, load_composition_prior
 
 USAGE = "python -m discover.predict composition=TiO2 [n_formula_units=2] [space_group=136] [n=20] [output=DIR]"
 CSV = "predictions.csv"
-LATTICE: LatticeMode = "refine"  # the prior's lattice is the mean that its network expects
+LATTICE: LatticeMode = "free"  # the prior's own mean lattice, kept or refined, is found again less often
 _SHOWN = 10
 _RELAX_STEPS = 50  # of CHGNet, which puts most proposals in their order and costs seconds each
 _NO_FILE_NAME = re.compile(r"[^A-Za-z0-9]")
