@@ -23,6 +23,7 @@ from discover.predict import (
     predict,
     predict_queries,
     rank_by_energy,
+    with_repeats,
 )
 from discover.proposals import Proposals
 from discover.relax import Relaxation, RelaxSettings, RelaxStatus
@@ -44,6 +45,11 @@ def fluorite() -> Structure:
     return Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.46), ["Ca", "F"], [[0, 0, 0], [0.25, 0.25, 0.25]])
 
 
+def barium_titanate() -> Structure:
+    coords = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0]]
+    return Structure.from_spacegroup("Pm-3m", Lattice.cubic(4.01), ["Ba", "Ti", "O"], coords)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's own prototypes."""
@@ -55,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sources(folder: Path) -> Sources:
-    return Sources(None, templates_of_data(prepare(folder, use_cache=False)))
+    return Sources(None, templates_of_data(prepare(folder, use_cache=False)), None)
 
 
 def test_a_known_prototype_gives_the_structure(sources: Sources) -> None:
@@ -118,6 +124,25 @@ def test_a_cell_larger_than_the_models_saw_works_with_a_warning(tmp_path: Path, 
     captured = capsys.readouterr()
     assert "warning: a composition has 24 atoms per primitive cell" in captured.err
     assert json.loads(captured.out.splitlines()[-1])["n"] == 2
+
+
+@pytest.mark.parametrize("source", ["both", "templates"])
+def test_the_ranking_pools_sources_without_repeats(folder: Path, source: str) -> None:
+    known = [{"Ti": 2, "O": 4}, {"Na": 1, "Br": 1}]
+    pooled = predict(known, 6, sources=Sources.load(source, folder), generator=RandomCoordinates())
+    for found, group in zip(pooled, (136, 225), strict=True):
+        assert int(found[0].crystal.space_group) == group
+        gains = [prediction.probability for prediction in found]
+        assert gains == sorted(gains, reverse=True)
+        assert 0 < sum(gains) <= 1 + 1e-9
+    assert {prediction.source for prediction in pooled[0]} == (
+        {"prior", "template"} if source == "both" else {"template"}
+    )
+
+
+def test_what_ships_knows_common_prototypes() -> None:
+    (found,) = predict([{"Ba": 1, "Ti": 1, "O": 3}], 5, sources=Sources.load("templates"))
+    assert any(StructureMatcher(primitive_cell=True).fit(item.structure, barium_titanate()) for item in found)
 
 
 def proposals_without_coordinates(names: list[str]) -> Proposals:
@@ -239,3 +264,15 @@ def test_bad_questions_get_one_message_and_exit_code_2(
     assert captured.err.count("\n") == 1
     assert captured.out == ""
     assert not (tmp_path / "runs").exists()
+
+
+def test_likely_letters_are_tried_again_before_unlikely_ones_are_tried_once() -> None:
+    crystals = crystal_batch(["TiO2", "Al2O3", "NaCl", "TiO2"])
+    log_prob = torch.tensor([0.9, 0.05, 0.9, 0.05], dtype=torch.float64).log()
+    open_rows = torch.full((*crystals.letters.shape, 3), torch.nan, dtype=torch.float64)
+    query = torch.tensor([0, 0, 1, 1])
+    found = with_repeats(Proposals(crystals, open_rows, query, log_prob, torch.zeros(4, dtype=torch.int64)), 3)
+    # Rutile's second draw beats corundum's first; rock salt has nothing free, so its second is worth little.
+    assert found.crystals.formulas() == ["TiO2", "TiO2", "TiO2", "NaCl", "TiO2", "TiO2"]
+    assert found.query.tolist() == [0, 0, 0, 1, 1, 1]
+    assert all((found.score[found.query == index].diff() <= 0).all() for index in (0, 1))
