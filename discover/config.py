@@ -432,8 +432,9 @@ class PredictConfig:
         "any", "take every composition, or refuse what cannot be charge-neutral"
     )
     n: int = option(20, "structures to predict")
-    source: Literal["generator", "templates"] = option(
-        "generator", "where proposals come from: the composition-conditioned prior, or known prototypes"
+    source: Literal["both", "generator", "templates"] = option(
+        "both",
+        "where proposals come from: the composition-conditioned prior, known prototypes, or both ranked together",
     )
     templates: str | None = option(
         None,
