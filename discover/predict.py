@@ -38,7 +38,6 @@ from discover.structure.flow_matching import FlowMatching, LatticeMode
 from discover.structure.orbits import to_structures
 from discover.structure_files import StructureFormat, write_structures
 from discover.templates import Templates, load_templates, retrieve, templates_of_data
-from discover.train_sampler import composition_keys
 from envs.crystal import CrystalBatch
 from envs.wyckoff_operations import free_mask
 from policies.composition_prior import CompositionPrior, load_composition_prior
@@ -104,14 +103,14 @@ class Sources:
     def propose(
         self, compositions: Sequence[Mapping[str, int]], n: int, *, space_group: int | None = None
     ) -> tuple[Proposals, Tensor]:
-        """Return proposals for each composition, best first, and their weights (m,).
+        """Return up to `n` proposals for each composition, best first, and their weights (m,).
 
-        Ranked, the weight is the probability that a proposal is right and none before it is. Otherwise it is the
-        probability of a proposal of the prior, and how alike the elements of a prototype are (1 for the same ones).
+        The weight is the probability that a proposal is right and none before it is, coordinates that are still to be
+        found taken for right. Prototypes that are not ranked have how alike their elements are, 1 for the same ones.
 
         Args:
             compositions: {element symbol: atoms in the primitive cell}.
-            n: Proposals of each source, of prototypes as many as the ranking weighs.
+            n: Proposals for each.
             space_group: The only one to propose; None: any.
         """
         known = self.templates
@@ -127,37 +126,40 @@ class Sources:
         proposals = Proposals.cat(parts)
         if known is None or self.ranking is None:
             return proposals, proposals.score.exp()
-        return self.ranking.rank(proposals, compositions, known)
+        ranked, gain = self.ranking.rank(proposals, compositions, known)
+        weight = torch.where(ranked.has_coordinates, gain, gain / self.ranking.reliability)
+        kept = _best_of_each(ranked.query, gain, n)
+        return ranked.select(kept), weight[kept]
 
 
 def _of_prior(
     prior: CompositionPrior, compositions: Sequence[Mapping[str, int]], n: int, space_group: int | None
 ) -> Proposals:
     found = prior.propose(compositions, n, space_groups=None if space_group is None else [space_group])
-    proposals = Proposals(
+    return Proposals(
         found.crystals,
         torch.full((*found.crystals.letters.shape, 3), torch.nan, dtype=torch.float64),
         found.query,
         found.log_prob,
         torch.full((len(found.query),), SOURCES.index("prior")),
     )
-    return with_repeats(proposals, n)
 
 
-def with_repeats(proposals: Proposals, n: int) -> Proposals:
-    """Return the best `n` of each composition when a proposal may be realised several times.
+def with_repeats(proposals: Proposals, weight: Tensor) -> tuple[Proposals, Tensor, Tensor]:
+    """Return proposals that may be realised several times, their weights and which draw of coordinates each is.
 
-    Another draw of coordinates for likely letters can be worth more than a first one for unlikely letters. The score of
-    a draw is the log of the chance that it is the first to be right: that of its letters times what a draw of its rank
-    adds (``_GAINS``, match rates on one formula in forty of the training data).
+    Another draw of coordinates for likely letters can be worth more than a first one for unlikely letters. The weight
+    of a draw is the chance that it is the first to be right: `weight` (m,) times what a draw of its number adds
+    (``_GAINS``, match rates on one formula in forty of the training data). Proposals with coordinates stay as they are.
     """
     crystals = proposals.crystals
     is_rigid = ~free_mask(crystals.space_group, crystals.letters).any(dim=2).any(dim=1)
     gains = torch.where(is_rigid[:, None], torch.tensor(_GAINS_RIGID), torch.tensor(_GAINS)).double()
-    score = (proposals.score[:, None] + gains.log()).flatten()
-    row = torch.arange(len(proposals)).repeat_interleave(gains.shape[1])
-    kept = _best_of_each(proposals.query[row], score, n)
-    return replace(proposals.select(row[kept]), score=score[kept])
+    given = torch.zeros(gains.shape[1], dtype=torch.float64)
+    given[0] = 1.0
+    gains = torch.where(proposals.has_coordinates[:, None], given, gains)
+    row, draw = gains.nonzero().unbind(dim=1)
+    return proposals.select(row), weight[row] * gains[row, draw], draw
 
 
 def predict(
@@ -201,12 +203,13 @@ def predict_queries(
     generator = build_generator("flow", None, lattice=LATTICE) if generator is None else generator
     rng = seeded(0, "predict") if rng is None else rng
     cells = [(row, query.cell(z), share) for row, query in enumerate(queries) for z, share in query.shares.items()]
-    proposals, probability = sources.propose([cell for _, cell, _ in cells], n, space_group=space_group)
+    proposals, weight = sources.propose([cell for _, cell, _ in cells], n, space_group=space_group)
+    proposals, probability, draw = with_repeats(proposals, weight)
     owner = torch.tensor([row for row, _, _ in cells])[proposals.query]
     probability = probability * torch.tensor([share for _, _, share in cells], dtype=torch.float64)[proposals.query]
     kept = _best_of_each(owner, probability, n)
     proposals, owner, probability = proposals.select(kept), owner[kept], probability[kept]
-    structures = build(proposals, generator, rng)
+    structures = build(proposals, draw[kept], generator, rng)
     crystals = with_lattices(proposals.crystals, structures)
     results: list[list[Prediction]] = [[] for _ in queries]
     for row, structure in enumerate(structures):
@@ -222,26 +225,29 @@ def predict_queries(
     return results
 
 
-def build(proposals: Proposals, generator: StructureGenerator, rng: torch.Generator) -> list[Structure | None]:
-    """Return the structure of each proposal, in its conventional cell; None where no coordinates were found."""
-    structures: list[Structure | None] = [None] * len(proposals)
+def build(
+    proposals: Proposals, draw: Tensor, generator: StructureGenerator, rng: torch.Generator
+) -> list[Structure | None]:
+    """Return the structure of each proposal, in its conventional cell; None where no coordinates were found.
+
+    Args:
+        proposals: With or without coordinates.
+        draw: (m,) how many draws of the same letters come before it.
+        generator: Finds missing coordinates. The flow starts a first draw from the mean of the lattices, further ones
+            from all of them.
+        rng: Of the coordinates.
+    """
     complete = proposals.has_coordinates
-    ready, open_rows = complete.nonzero().flatten(), (~complete).nonzero().flatten()
-    given = to_structures(proposals.crystals.select(ready), proposals.parameters[ready])
-    for row, known in zip(ready.tolist(), given, strict=True):
-        structures[row] = known
-    repeats = torch.from_numpy(
-        pd.DataFrame({"query": proposals.query, "key": composition_keys(proposals.crystals)}).duplicated().to_numpy()
+    given = complete.nonzero().flatten()
+    found: dict[int, Structure | None] = dict(
+        zip(given.tolist(), to_structures(proposals.crystals.select(given), proposals.parameters[given]), strict=True)
     )
-    for rows, again in ((open_rows[~repeats[open_rows]], False), (open_rows[repeats[open_rows]], True)):
-        if not len(rows):
-            continue
-        # The first draw starts from the mean of the lattices, further ones from all of them.
-        varied = isinstance(generator, FlowMatching) and again
-        finder = replace(generator, lattice_temperature=1.0) if varied else generator  # type: ignore[type-var]
-        for row, structure in zip(rows.tolist(), finder.generate(proposals.crystals.select(rows), rng), strict=True):
-            structures[row] = structure
-    return structures
+    varied = replace(generator, lattice_temperature=1.0) if isinstance(generator, FlowMatching) else generator
+    for finder, wanted in ((generator, ~complete & (draw == 0)), (varied, ~complete & (draw > 0))):
+        rows = wanted.nonzero().flatten()
+        if len(rows):
+            found.update(zip(rows.tolist(), finder.generate(proposals.crystals.select(rows), rng), strict=True))
+    return [found[row] for row in range(len(proposals))]
 
 
 def rank_by_energy(

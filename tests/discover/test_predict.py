@@ -166,7 +166,7 @@ class NothingForTitanium(RandomCoordinates):
 def test_coordinates_are_sought_where_a_source_gives_none() -> None:
     proposals = proposals_without_coordinates(["NaCl", "TiO2", "GaAs"])
     proposals.parameters[0] = 0.0  # rock salt has no free parameter, so these are coordinates
-    structures = build(proposals, NothingForTitanium(), torch.Generator().manual_seed(0))
+    structures = build(proposals, torch.zeros(3), NothingForTitanium(), torch.Generator().manual_seed(0))
     assert StructureMatcher().fit(structures[0], rock_salt())
     assert structures[1] is None
     assert structures[2].composition.reduced_formula == "GaAs"
@@ -268,11 +268,19 @@ def test_bad_questions_get_one_message_and_exit_code_2(
 
 def test_likely_letters_are_tried_again_before_unlikely_ones_are_tried_once() -> None:
     crystals = crystal_batch(["TiO2", "Al2O3", "NaCl", "TiO2"])
-    log_prob = torch.tensor([0.9, 0.05, 0.9, 0.05], dtype=torch.float64).log()
+    weight = torch.tensor([0.9, 0.05, 0.9, 0.05], dtype=torch.float64)
     open_rows = torch.full((*crystals.letters.shape, 3), torch.nan, dtype=torch.float64)
-    query = torch.tensor([0, 0, 1, 1])
-    found = with_repeats(Proposals(crystals, open_rows, query, log_prob, torch.zeros(4, dtype=torch.int64)), 3)
+    proposals = Proposals(crystals, open_rows, torch.tensor([0, 0, 1, 1]), weight.log(), torch.zeros(4).long())
+    found, chance, draw = with_repeats(proposals, weight)
+    best = [chance.masked_fill(found.query != index, 0.0).argsort(descending=True)[:3] for index in (0, 1)]
     # Rutile's second draw beats corundum's first; rock salt has nothing free, so its second is worth little.
-    assert found.crystals.formulas() == ["TiO2", "TiO2", "TiO2", "NaCl", "TiO2", "TiO2"]
-    assert found.query.tolist() == [0, 0, 0, 1, 1, 1]
-    assert all((found.score[found.query == index].diff() <= 0).all() for index in (0, 1))
+    assert found.crystals.select(torch.cat(best)).formulas() == ["TiO2", "TiO2", "TiO2", "NaCl", "TiO2", "TiO2"]
+    assert draw[torch.cat(best)].tolist() == [0, 1, 2, 0, 0, 1]
+
+
+def test_known_coordinates_are_not_drawn_again() -> None:
+    proposals = proposals_without_coordinates(["NaCl", "TiO2"])
+    proposals.parameters[0] = 0.0
+    found, chance, draw = with_repeats(proposals, torch.tensor([0.5, 0.5]).double())
+    assert found.crystals.formulas().count("NaCl") == 1
+    assert chance[draw == 0].max() == 0.5
