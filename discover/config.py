@@ -602,11 +602,11 @@ class EvaluateConfig:
     given: Literal["composition", "wyckoff"] = option(
         "composition", "for task=csp: what is known of a material; wyckoff adds its space group and letters"
     )
-    source: Literal["both", "generator", "templates", "random", "prior", "substitution"] | None = option(
+    source: Literal["both", "generator", "templates", "ranked", "random", "prior", "substitution"] | None = option(
         None,
         "for task=csp: proposals as discover.predict makes them (both, the default), from the composition prior and "
-        "the flow alone (generator), from retrieval alone (templates), or the prior's letters with random coordinates "
-        "(random); for task=dng: the prior (the default), the prior with random coordinates (random), or element "
+        "the flow alone (generator), from plain retrieval alone (templates) or in its learned order (ranked), or the "
+        "prior's letters with random coordinates (random); for task=dng: the prior (the default), the prior with random coordinates (random), or element "
         "substitution in training structures (substitution)",
     )
     templates: str | None = option(
@@ -658,8 +658,8 @@ class EvaluateConfig:
         if self.source is None:
             object.__setattr__(self, "source", "both")
         _require(
-            self.source in ("both", "generator", "templates", "random"),
-            f"task=csp takes source=both, generator, templates or random, got {self.source}",
+            self.source in ("both", "generator", "templates", "ranked", "random"),
+            f"task=csp takes source=both, generator, templates, ranked or random, got {self.source}",
         )
         _require(self.k >= 1, f"k must be at least 1, got {self.k}")
         _require(
@@ -667,8 +667,8 @@ class EvaluateConfig:
             f"given=wyckoff leaves only coordinates and lattice to find: use source=generator, not {self.source}",
         )
         _require(
-            self.templates is None or self.source in ("both", "templates"),
-            f"templates=FILE belongs to source=both and source=templates, not to source={self.source}; drop it",
+            self.templates is None or self.source in ("both", "templates", "ranked"),
+            f"templates=FILE belongs to source=both, templates and ranked, not to source={self.source}; drop it",
         )
 
     def _check_dng(self) -> None:

@@ -90,5 +90,5 @@ def predictor_of(config: EvaluateConfig) -> Predictor:
         return FromTemplates(load_templates() if templates is None else templates_of_data(prepare(templates)))
     if config.source == "random":
         return FromComposition(Sources.load("generator"), build_generator("random", None))
-    flow = build_generator("flow", None, lattice=LATTICE)
-    return FromComposition(Sources.load(str(config.source), templates), flow)
+    source = "templates" if config.source == "ranked" else str(config.source)
+    return FromComposition(Sources.load(source, templates), build_generator("flow", None, lattice=LATTICE))
