@@ -138,6 +138,10 @@ class Query:
         counts = tuple(count for count, _ in order)
         return cls(torch.tensor([z for _, z in order]), counts, str(Composition(composition).reduced_formula))
 
+    def composition(self) -> dict[str, int]:
+        """Return the atoms of each element in the primitive cell."""
+        return {Element.from_Z(z).symbol: count for z, count in zip(self.elements.tolist(), self.counts, strict=True)}
+
 
 @dataclass(frozen=True)
 class Candidates:

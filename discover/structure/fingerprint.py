@@ -15,11 +15,11 @@ from envs.crystal import CrystalBatch
 from envs.lattice import lattice_matrix
 from envs.wyckoff_operations import all_positions, load_operations
 
-_RADII = torch.arange(0.5, 2.35, 0.1)  # up to the second or third shell
+RADII = torch.arange(0.5, 2.35, 0.1)  # up to the second or third shell
 _STEP = 0.1
 _SMEAR = 0.2  # standard deviation of a distance
-N_BINS = len(_RADII)
-_CUTOFF = float(_RADII[-1]) + 2.5 * _SMEAR
+N_BINS = len(RADII)
+_CUTOFF = float(RADII[-1]) + 2.5 * _SMEAR
 _TOUCHING = 1e-3  # Å; nearer than this an atom meets itself
 _PERIODIC = np.ones(3, dtype=np.int64)
 _CHUNK = 1024  # crystals at once, bounds the memory of all distances
@@ -76,7 +76,7 @@ def _fingerprints(crystals: CrystalBatch, parameters: Tensor, slots: Tensor, n_s
         found.append((pair, distance[apart] / unit[row], weight[here][atom]))
         start = end
     pairs, distances, shares = (torch.from_numpy(np.concatenate(column)) for column in zip(*found, strict=True))
-    within = torch.special.ndtr((_RADII - distances.float()[:, None]) / _SMEAR)
+    within = torch.special.ndtr((RADII - distances.float()[:, None]) / _SMEAR)
     out = torch.zeros(n * n_slots * n_slots, N_BINS)
     out.index_add_(0, pairs, within * shares.float()[:, None])
     return out.reshape(n, n_slots, n_slots, N_BINS)
