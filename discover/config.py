@@ -605,9 +605,9 @@ class EvaluateConfig:
     source: Literal["both", "generator", "templates", "ranked", "random", "prior", "substitution"] | None = option(
         None,
         "for task=csp: proposals as discover.predict makes them (both, the default), from the composition prior and "
-        "the flow alone (generator), from plain retrieval alone (templates) or in its learned order (ranked), or the "
-        "prior's letters with random coordinates (random); for task=dng: the prior (the default), the prior with random "
-        "coordinates (random), or element substitution in training structures (substitution)",
+        "the flow alone (generator), from plain retrieval alone (templates) or in its learned order (ranked), or "
+        "the prior's letters with random coordinates (random); for task=dng: the prior (the default), the prior with "
+        "random coordinates (random), or element substitution in training structures (substitution)",
     )
     templates: str | None = option(
         None, "for task=csp: CSV file whose rows are retrieved; null: the aggregate that ships with the package"
