@@ -76,7 +76,7 @@ class FlowMatching:
     anneal: float = 5.0
     solver: Solver = "euler"
     repair: bool = True
-    min_ratio: float = 0.5
+    min_ratio: float = 0.3
 
     @classmethod
     def load(cls, stem: Path = SHIPPED, **settings: Any) -> "FlowMatching":
@@ -113,8 +113,8 @@ class FlowMatching:
         owner = torch.repeat_interleave(torch.arange(n), repeats)
         draws = self.draw(crystals.select(owner), generator)
         score = _RATIO_WEIGHT * draws.score
-        if self.n_draws > 1:
-            several = (~is_rigid[owner]).nonzero().flatten()
+        several = (~is_rigid[owner]).nonzero().flatten()
+        if self.n_draws > 1 and len(several):
             agreeing = agreement(crystals.select(owner[several]), draws.parameters[several], self.n_draws)
             score = score.index_add(0, several, agreeing)
         best = torch.full((n,), -torch.inf, dtype=torch.float64).scatter_reduce(0, owner, score, "amax")
