@@ -30,7 +30,7 @@ from discover.generate import NO_COORDINATES, with_lattices
 from discover.options import help_text, parse_args
 from discover.properties import Properties
 from discover.proposals import SOURCES, Proposals
-from discover.ranking import Ranking, load_ranking, propose_templates
+from discover.ranking import Ranking, load_ranking, propose_templates, prototype_keys
 from discover.relax import Relaxation, RelaxSettings, relax
 from discover.run_folder import RunFolder, create_run_folder
 from discover.structure.base import StructureGenerator
@@ -127,9 +127,24 @@ class Sources:
         if known is None or self.ranking is None:
             return proposals, proposals.score.exp()
         ranked, gain = self.ranking.rank(proposals, compositions, known)
+        distinct = ~repeats_of_rigid(ranked)
+        ranked, gain = ranked.select(distinct), gain[distinct]
         weight = torch.where(ranked.has_coordinates, gain, gain / self.ranking.reliability)
         kept = _best_of_each(ranked.query, gain, n)
         return ranked.select(kept), weight[kept]
+
+
+def repeats_of_rigid(proposals: Proposals) -> Tensor:
+    """Return (m,) bool: given structures without free parameters that an earlier one of the composition equals.
+
+    They have the same letters up to equivalence, and ratios of cell lengths within about two per cent.
+    """
+    crystals = proposals.crystals
+    is_rigid = ~free_mask(crystals.space_group, crystals.letters).any(dim=2).any(dim=1)
+    ratios = (crystals.lattice_parameters[:, 1:3] / crystals.lattice_parameters[:, :1]).log().div(0.04).round().long()
+    table = torch.cat([proposals.query[:, None], prototype_keys(crystals)[:, None], ratios], dim=1)
+    repeated = torch.tensor(pd.DataFrame(table.numpy()).duplicated().tolist(), dtype=torch.bool)
+    return repeated & is_rigid & proposals.has_coordinates
 
 
 def _of_prior(
