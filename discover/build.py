@@ -81,17 +81,20 @@ def build_parts(config: RunConfig, *, restrictions: Restrictions | None = None) 
         box=space.box,
     )
     policy = start_policy(config, env, prior)
-    return Parts(env, policy, target, properties, reward, prior, build_generator(config.structure, config.flow))
+    generator = build_generator(config.structure, config.flow, n_draws=_DRAWS)
+    return Parts(env, policy, target, properties, reward, prior, generator)
 
 
-def build_generator(structure: str | None, flow: str | None, *, lattice: LatticeMode = "fixed") -> StructureGenerator:
+def build_generator(
+    structure: str | None, flow: str | None, *, lattice: LatticeMode = "fixed", n_draws: int = 1
+) -> StructureGenerator:
     """Return the structure generator that a command names; a flow of one's own is in the folder `flow`.
 
     A run's flow keeps the sampled lattices, which obey every restriction.
     """
     if structure == "random":
         return RandomCoordinates()
-    return FlowMatching.load(SHIPPED_FLOW if flow is None else Path(flow) / "flow", lattice=lattice, n_draws=_DRAWS)
+    return FlowMatching.load(SHIPPED_FLOW if flow is None else Path(flow) / "flow", lattice=lattice, n_draws=n_draws)
 
 
 def build_prior(config: RunConfig) -> Prior:
