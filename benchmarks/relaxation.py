@@ -3,8 +3,8 @@
     python -m benchmarks.relaxation n=100 seed=0
 
 The same crystals of the prior (space group, letters, lattice) are given coordinates by both and relaxed in the same way
-(`discover.relax`, fmax 0.1 eV/Å, 200 steps). Medians are over the crystals that both relaxed; those that either failed
-are counted beside them.
+(`discover.oracle.relax`, fmax 0.1 eV/Å, 200 steps). Medians are over the crystals that both relaxed; those that either
+failed are counted beside them.
 """
 
 import json
@@ -17,7 +17,7 @@ import torch
 from discover.build import seeded
 from discover.errors import main_guard
 from discover.options import option, parse_args
-from discover.relax import Relaxation, RelaxStatus, relax, values
+from discover.oracle.relax import Relaxation, RelaxStatus, relax, values
 from discover.structure.base import StructureGenerator
 from discover.structure.flow_matching import FlowMatching
 from discover.structure.random_baseline import RandomCoordinates

@@ -23,14 +23,14 @@ from discover.config import EvaluateConfig, SampleConfig
 from discover.data import Orbits, PreparedData, batch_orbits, orbits_of_structure, prepare
 from discover.errors import ConfigError, DataError
 from discover.generate import generate
-from discover.hull import Hull
 from discover.metrics import coverage, distributions, stability
 from discover.metrics.description import Descriptions, describe, describe_file
 from discover.metrics.novelty_uniqueness import novel_structures, unique_structures
 from discover.metrics.stability import HULL_SHIFTS, Outcomes, Rate, rate
 from discover.metrics.validity import compositional_validity, structural_validity
+from discover.oracle.hull import Hull
+from discover.oracle.relax import Relaxation, RelaxStatus, relax, values
 from discover.prototypes import prototype_keys
-from discover.relax import Relaxation, RelaxStatus, relax, values
 from discover.run_folder import write_atomic
 from discover.sample import load_run
 from discover.structure.base import StructureGenerator

@@ -11,7 +11,7 @@ from discover.errors import ConfigError
 from discover.evaluate_dng import evaluate_dng, relaxation_figures, stability_figures, without_nan
 from discover.metrics.stability import Outcomes
 from discover.options import parse_args
-from discover.relax import relax
+from discover.oracle.relax import relax
 from discover.structure_files import extxyz_text
 
 

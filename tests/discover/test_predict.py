@@ -15,6 +15,7 @@ from discover.candidates import Column
 from discover.compositions import CompositionError, read_query
 from discover.data import prepare
 from discover.errors import main_guard
+from discover.oracle.relax import Relaxation, RelaxSettings, RelaxStatus
 from discover.predict import (
     Prediction,
     PredictionColumn,
@@ -26,7 +27,6 @@ from discover.predict import (
     with_repeats,
 )
 from discover.proposals import Proposals
-from discover.relax import Relaxation, RelaxSettings, RelaxStatus
 from discover.structure.random_baseline import RandomCoordinates
 from discover.structure_files import write_structures
 from discover.templates import templates_of_data

@@ -2,7 +2,7 @@
 
 CHGNet (Deng et al. 2023, Nat. Mach. Intell. 5, 1031, doi:10.1038/s42256-023-00716-3; weights v0.3.0, in its wheel) was
 trained on energies with the MP2020 corrections, so that its energy per atom minus that of the elements
-(`discover.hull.elemental_energies`) is a formation energy that compares with the Materials Project's.
+(`discover.oracle.hull.elemental_energies`) is a formation energy that compares with the Materials Project's.
 
 Every structure gets a `Relaxation`, a failed one with its reason. Structures are relaxed in their primitive cell, cell
 and atoms together. Results depend on nothing but the structure and the settings: one thread per process, float32.
@@ -31,7 +31,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 from pymatgen.core import Lattice, Structure
 
-from discover.hull import formation_energy_per_atom
+from discover.oracle.hull import formation_energy_per_atom
 from discover.worker_pool import TaskFailure, map_in_workers
 
 OPTIMISERS: dict[str, type[Optimizer]] = {"bfgs": BFGS, "lbfgs": LBFGS, "fire": FIRE}

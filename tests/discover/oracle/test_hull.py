@@ -6,7 +6,7 @@ import pytest
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition, Element
 
-from discover.hull import Hull, HullError, elemental_energies, formation_energy_per_atom
+from discover.oracle.hull import Hull, HullError, elemental_energies, formation_energy_per_atom
 
 ENERGIES = {"Li2O": -2.0, "Fe2O3": -1.7, "LiFeO2": -1.9, "Fe3O4": -1.65, "FeO": -1.2, "LiO": -1.0, "Fe": 0.0}
 

@@ -5,7 +5,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
-from discover.relax import (
+from discover.oracle.relax import (
     ChgnetCalculator,
     RelaxError,
     RelaxSettings,
