@@ -13,7 +13,7 @@ from pymatgen.core import Composition, Element
 from discover.formula_units import MAX_ATOMS, probabilities
 from discover.oxidation import assign
 from envs.assignment import possible_space_groups
-from envs.crystal import MAX_ATOMIC_NUMBER
+from envs.crystal import MAX_ATOMIC_NUMBER, CrystalBatch
 
 MOST_ATOMS_OF_ONE_ELEMENT = 512  # per primitive cell: the largest tables of `envs.assignment`
 _SYMBOLS = tuple(Element.from_Z(z).symbol for z in range(1, MAX_ATOMIC_NUMBER + 1))
@@ -21,6 +21,11 @@ _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _HYDRATE_DOT = re.compile(r"[·•∙*]")
 _LEADING_NUMBER = re.compile(r"^(\d*)\s*(.+)$", re.DOTALL)
 _SYMBOL = re.compile(r"[A-Z][a-z]?")
+
+
+def cell_contents(crystals: CrystalBatch) -> list[dict[str, int]]:
+    """Return the atoms of each element in the primitive cell of each crystal."""
+    return [{_SYMBOLS[z - 1]: row[z] for z in range(1, len(row)) if row[z]} for row in crystals.composition.tolist()]
 
 
 class CompositionError(ValueError):

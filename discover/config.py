@@ -290,6 +290,124 @@ class RewardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OracleConfig:
+    """What checks the structures."""
+
+    name: Literal["chgnet", "matgl", "callable", "external", "none"] = option(
+        "chgnet",
+        "chgnet (ships), matgl (a model of one's own), callable (your function), external (files that you fill in); "
+        "none checks nothing",
+    )
+    budget: int | None = option(None, "structures to check over all rounds; null: 20 a round")
+    hull: str | None = option(
+        None,
+        "CSV file of formulas and formation energies, or folder with it; null: energies above hull are relative to "
+        "the hull that the proxies imply",
+    )
+    model: str | None = option(None, "path of the matgl model, or module:function for name=callable")
+    fmax: float = option(0.1, "relaxed when no force is above, eV/Å")
+    max_steps: int = option(200, "most steps of a relaxation")
+    rattle: float = option(
+        0.02, "Å by which relaxed atoms are displaced before relaxing again without symmetry; 0 keeps the symmetry"
+    )
+    time_limit: float = option(300.0, "seconds after which a structure is given up")
+    memory_limit: float | None = option(6.0, "GB of memory after which a structure is given up; null: no limit")
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ConfigError: Naming the setting and the remedy.
+        """
+        _require(
+            self.budget is None or self.budget >= 1,
+            f"oracle.budget must be at least 1, got {self.budget}; oracle.name=none checks nothing",
+        )
+        needs_model = self.name in ("matgl", "callable")
+        what = "a path" if self.name == "matgl" else "module:function"
+        _require(not needs_model or self.model is not None, f"oracle.name={self.name} needs oracle.model, {what}")
+        _require(needs_model or self.model is None, f"oracle.model does nothing with oracle.name={self.name}; drop it")
+        _require(self.fmax > 0, f"oracle.fmax must be > 0 eV/Å, got {self.fmax}")
+        _require(self.max_steps >= 0, f"oracle.max_steps must be >= 0, got {self.max_steps}")
+        _require(self.rattle >= 0, f"oracle.rattle must be >= 0 Å, got {self.rattle}")
+        _require(self.time_limit > 0, f"oracle.time_limit must be > 0 s, got {self.time_limit}")
+        _require(
+            self.memory_limit is None or self.memory_limit > 0,
+            f"oracle.memory_limit must be > 0 GB, got {self.memory_limit}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Where structures are checked."""
+
+    name: Literal["local", "parsl"] = option("local", "processes here, or Parsl (SLURM, PBS, Kubernetes, clouds)")
+    workers: int | None = option(None, "local processes; null: as cores and memory allow, 0: in this process")
+    config: str | None = option(None, "Python file that defines `config`, a parsl.Config, for name=parsl")
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ConfigError: Naming the setting and the remedy.
+        """
+        _require(self.workers is None or self.workers >= 0, f"engine.workers must be >= 0, got {self.workers}")
+        _require(
+            (self.name == "parsl") == (self.config is not None),
+            "engine.name=parsl and engine.config=FILE.py belong together; give both or neither",
+        )
+        _require(
+            self.name == "local" or self.workers is None,
+            "engine.workers applies to engine.name=local; with Parsl the config file says how many",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcquireConfig:
+    """Which candidates are checked."""
+
+    name: Literal["expected", "ucb", "greedy", "random"] = option(
+        "expected", "score: expected reward, upper confidence bound, reward of the likeliest values, or random"
+    )
+    kappa: float = option(1.0, "standard deviations for ucb")
+    per_formula: int = option(2, "most structures of one formula over all rounds")
+    per_system: int = option(5, "most structures of one set of elements in a round")
+    explore: float = option(0.1, "share of each round for the candidates that the proxies are least sure of")
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ConfigError: Naming the setting and the remedy.
+        """
+        _require(self.kappa >= 0, f"acquire.kappa must be >= 0, got {self.kappa}")
+        for name in ("per_formula", "per_system"):
+            _require(getattr(self, name) >= 1, f"acquire.{name} must be at least 1, got {getattr(self, name)}")
+        _require(0 <= self.explore <= 1, f"acquire.explore must be in [0, 1], got {self.explore}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnConfig:
+    """How later rounds learn from the labels of earlier ones."""
+
+    data: str | None = option(
+        None, "CSV file of labelled structures to rehearse while learning; null: what the proxies say of prior samples"
+    )
+    labels: str | None = option(
+        None, "CSV file of your own labelled structures (cif, formation_energy_per_atom, ...) to learn from at first"
+    )
+    sampler_steps: int = option(150, "gradient steps of the sampler in each later round")
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ConfigError: Naming the setting and the remedy.
+        """
+        _require(self.sampler_steps >= 1, f"learn.sampler_steps must be at least 1, got {self.sampler_steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig(RewardConfig):
     """Everything `python -m discover.run` can be told."""
 
@@ -308,8 +426,17 @@ class RunConfig(RewardConfig):
     )
     restrict: RestrictConfig = group(RestrictConfig, "what the run may contain")
     train: TrainingConfig = group(TrainingConfig, "how the policy is trained")
-    n_candidates: int = option(2000, "crystals to sample after training")
-    n_structures: int = option(64, "of the best candidates, how many to build as CIF files")
+    rounds: int = option(1, "rounds of sampling, checking and learning from the checks")
+    oracle: OracleConfig = group(OracleConfig, "what checks the structures")
+    engine: EngineConfig = group(EngineConfig, "where structures are checked")
+    acquire: AcquireConfig = group(AcquireConfig, "which candidates are checked")
+    learn: LearnConfig = group(LearnConfig, "how later rounds learn")
+    store: str | None = option(None, "SQLite file or postgresql:// URL of the labels; null: store.sqlite in the folder")
+    reference: str | None = option(
+        None, "CSV file, folder of CIF files or extxyz file of known materials that finalists are compared with"
+    )
+    n_candidates: int = option(2000, "crystals to sample after each training")
+    n_structures: int = option(64, "of the best candidates of the last round, how many to build as CIF files")
     structure: Literal["flow", "random"] | None = option(
         None,
         "how coordinates are found: flow (learned) or random (the baseline); null: flow, or random where the env "
@@ -361,18 +488,47 @@ class RunConfig(RewardConfig):
             not (self.mixed_valence and self.chemistry == "any"),
             "mixed_valence=on does nothing with chemistry=any, which has no charge rule; drop one of them",
         )
+        self._check_rounds()
         restrict(SPACES[self.env](), self.restrict.to_restrictions())  # RestrictionError before anything is built
+
+    def _check_rounds(self) -> None:
+        """Check what belongs to checking and learning."""
+        _require(self.rounds >= 1, f"rounds must be at least 1, got {self.rounds}")
+        if self.oracle.name == "none":
+            idle = [name for name in ("engine", "acquire", "learn") if getattr(self, name) != _default(self, name)]
+            idle += [name for name in ("store", "reference") if getattr(self, name) is not None]
+            idle += ["oracle"] if self.oracle != OracleConfig(name="none") else []
+            idle += ["rounds"] if self.rounds > 1 else []
+            _require(
+                not idle, f"oracle.name=none checks nothing, so that {', '.join(idle)} would do nothing; drop them"
+            )
+        _require(
+            self.oracle.budget is None or self.oracle.budget >= self.rounds,
+            f"oracle.budget={self.oracle.budget} is less than one structure for each of rounds={self.rounds}",
+        )
+        _require(
+            self.rounds > 1 or self.learn.sampler_steps == LearnConfig().sampler_steps,
+            "learn.sampler_steps applies to later rounds; give rounds=2 or more, or drop it",
+        )
 
     def _check_resume(self) -> None:
         """Refuse settings beside `resume`: the run goes on with those it was started with."""
-        groups = {"restrict": RestrictConfig(), "train": TrainingConfig()}
         changed = [
             field.name
             for field in dataclasses.fields(self)
-            if field.name != "resume" and getattr(self, field.name) != groups.get(field.name, field.default)
+            if field.name != "resume" and getattr(self, field.name) != _default(self, field.name)
         ]
         if changed:
             raise ConfigError(f"resume={self.resume} goes on with the run's own settings; drop {', '.join(changed)}")
+
+    @property
+    def budget(self) -> int:
+        """Structures to check over all rounds."""
+        return 20 * self.rounds if self.oracle.budget is None else self.oracle.budget
+
+    def round_budget(self, number: int) -> int:
+        """Return how many structures round `number` (from 1) checks; shares differ by one at most."""
+        return self.budget * number // self.rounds - self.budget * (number - 1) // self.rounds
 
     @property
     def has_letters(self) -> bool:
@@ -494,6 +650,12 @@ class GenerateConfig:
     chemistry: Literal["any", "ionic"] = option("any", "no charge rule, or charge-neutral and Pauling-ordered")
     mixed_valence: bool = option(False, "let one element take two oxidation states (Fe3O4), for chemistry=ionic")
     restrict: RestrictConfig = group(RestrictConfig, "what the crystals may contain")
+    letters: Literal["composition", "prior"] | None = option(
+        None,
+        "what writes space group and letters: the composition prior, with lattices from the flow (composition), or the "
+        "prior that draws the compositions, with its own lattices (prior); null: composition, or prior where lengths, "
+        "angles or volumes are restricted or structure=random",
+    )
     structure: Literal["flow", "random"] = option(
         "flow", "how coordinates are found: flow (learned) or random (the baseline)"
     )
@@ -523,6 +685,15 @@ class GenerateConfig:
             "mixed_valence=on does nothing with chemistry=any, which has no charge rule; drop one of them",
         )
         restrict(SPACES["mp20"](), self.restrict.to_restrictions())  # RestrictionError before anything is built
+        lattice = [name for name in ("length", "angle", "volume_per_atom") if getattr(self.restrict, name) is not None]
+        bound = [f"restrict.{name}" for name in lattice] + (["structure=random"] if self.structure == "random" else [])
+        if self.letters is None:
+            object.__setattr__(self, "letters", "prior" if bound else "composition")
+        _require(
+            self.letters == "prior" or not bound,
+            f"letters=composition leaves the lattice to the flow, but {' and '.join(bound)} needs that of the prior; "
+            "use letters=prior",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -569,7 +740,8 @@ _EVALUATE_TAKES: dict[str, tuple[str, ...]] = {
     "prior": ("data", "train_data", "weights"),
     "csp": ("data", "n", "k", "given", "source", "templates", "output", "n_workers"),
     "dng": (
-        *("reference", "n", "train_data", "hull", "n_relax", "source", "run", "structures", "output", "n_workers"),
+        *("reference", "n", "train_data", "hull", "n_relax", "source", "letters", "run", "structures"),
+        *("output", "n_workers"),
     ),
 }
 
@@ -608,6 +780,9 @@ class EvaluateConfig:
         "the flow alone (generator), from plain retrieval alone (templates) or in its learned order (ranked), or "
         "the prior's letters with random coordinates (random); for task=dng: the prior (the default), the prior with "
         "random coordinates (random), or element substitution in training structures (substitution)",
+    )
+    letters: Literal["composition", "prior"] | None = option(
+        None, "for task=dng and source=prior: what writes space group and letters, see discover.generate"
     )
     templates: str | None = option(
         None, "for task=csp: CSV file whose rows are retrieved; null: the aggregate that ships with the package"
@@ -690,6 +865,10 @@ class EvaluateConfig:
             self.source != "substitution" or not (self.train_data is None or self.hull is None),
             "source=substitution needs train_data=FILE for its parents and hull=FOLDER for the known formulas",
         )
+        _require(
+            self.letters is None or self.source == "prior",
+            "letters applies to source=prior; drop it",
+        )
         _require(self.n_relax >= 1, f"n_relax must be at least 1, got {self.n_relax}")
         _require(self.hull is not None or self.n_relax == 500, "n_relax needs hull=FOLDER; give it or drop n_relax")
 
@@ -707,6 +886,12 @@ class ReportConfig:
             ConfigError: If none is.
         """
         _require(bool(self.run), "the report needs run=DIR, the folder that discover.run wrote")
+
+
+def _default(config: Any, name: str) -> Any:
+    """Return what a setting, or a group of settings, is when nobody gives it."""
+    field = next(field for field in dataclasses.fields(config) if field.name == name)
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def settings(config: Any) -> dict[str, Any]:

@@ -18,10 +18,11 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from pymatgen.core import Element, Structure
+from pymatgen.core import Structure
 from tqdm import tqdm
 
 from discover.build import seeded
+from discover.compositions import cell_contents
 from discover.config import EvaluateConfig
 from discover.data import PreparedData, prepare_table
 from discover.metrics.intervals import Interval, bootstrap_interval, wilson_interval
@@ -219,14 +220,6 @@ def write_results(folder: Path, targets: Targets, matches: Matches, outcome: Out
     )
     write_atomic(folder / "structures.csv", table.to_csv(index=False, float_format="%.6g"))
     write_atomic(folder / "figures.json", json.dumps(shown, indent=1) + "\n")
-
-
-def cell_contents(crystals: CrystalBatch) -> list[dict[str, int]]:
-    """Return the atoms of each element in the primitive cell of each crystal."""
-    return [
-        {Element.from_Z(z).symbol: row[z] for z in range(1, len(row)) if row[z]}
-        for row in crystals.composition.tolist()
-    ]
 
 
 def _read_structure(cif: str) -> Structure:

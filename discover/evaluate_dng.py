@@ -33,8 +33,6 @@ from discover.oracle.relax import Relaxation, RelaxStatus, relax, values
 from discover.prototypes import prototype_keys
 from discover.run_folder import write_atomic
 from discover.sample import load_run
-from discover.structure.base import StructureGenerator
-from discover.structure.flow_matching import FlowMatching
 from discover.structure.orbits import parameters_of_data, to_structures
 from discover.structure.random_baseline import RandomCoordinates
 from discover.structure_files import extxyz_text, read_cif, read_table
@@ -170,10 +168,11 @@ def draw_sample(config: EvaluateConfig, training: Training | None, hull: Hull | 
         structures = [*substitute(parents, config.n, known=hull.formulas, generator=draws)]
         name = config.source
     else:
-        learned = config.source == "prior"
-        generator: StructureGenerator = FlowMatching.load() if learned else RandomCoordinates()
-        structures = generate(config.n, generator=generator, seed=config.seed).structures
-        name = "prior" if learned else "prior, random coordinates"
+        random = config.source == "random"
+        generator = RandomCoordinates() if random else None
+        letters = "prior" if random else config.letters
+        structures = generate(config.n, letters=letters, generator=generator, seed=config.seed).structures
+        name = "prior, random coordinates" if random else f"prior, letters={letters or 'composition'}"
     return Sample(name, structures, time.process_time() - start)
 
 

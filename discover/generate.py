@@ -1,5 +1,7 @@
-"""``python -m discover.generate n=1000``: crystals of the shipped prior, without any reward, as full structures.
+"""``python -m discover.generate n=1000``: crystals of the shipped priors, without any reward, as full structures.
 
+The prior draws a crystal. Of it, ``letters=composition`` keeps the composition alone: the composition prior writes
+space group and letters anew, and the flow finds the lattice along with the coordinates. ``letters=prior`` keeps all.
 Rows are consecutive draws: nothing is ranked, dropped or drawn again, and a crystal without a structure keeps its row.
 """
 
@@ -9,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -18,32 +21,35 @@ from tqdm import tqdm
 
 from discover.build import build_generator, build_properties, seeded
 from discover.candidates import CSV, Column, crystal_columns, numbered
+from discover.compositions import cell_contents
 from discover.config import GenerateConfig
-from discover.errors import main_guard
+from discover.errors import ConfigError, main_guard
 from discover.options import help_text, parse_args
 from discover.properties import Properties
 from discover.run_folder import RunFolder, create_run_folder
 from discover.structure.base import StructureGenerator
+from discover.structure.flow_matching import LatticeMode
 from discover.structure_files import StructureFormat, write_structures
 from discover.train_sampler import draw_crystals
 from envs.crystal import CrystalBatch
 from envs.crystal_env import CrystalEnv
 from envs.restrictions import Restrictions, Space, restrict
+from policies.composition_prior import load_composition_prior
 from policies.pretrained import SHIPPED, Prior, load_policy, load_prior
 
 USAGE = "python -m discover.generate n=1000 ['restrict.elements=[Fe,O]'] [output=DIR]"
 FAILURE = "failure"  # column of the table: why a row has no structure, empty where it has one
 NO_COORDINATES = "no coordinates without overlapping atoms were found"
 _BATCH = 1000  # the first crystals of a longer run with the same seed are those of a shorter one
-_LEFT_OUT = (Column.LOG_REWARD,)
+Letters = Literal["composition", "prior"]
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Consecutive draws of the prior."""
+    """Consecutive draws."""
 
     crystals: CrystalBatch  # (n,) with the lattice of the structure, where there is one
-    log_prob: Tensor  # (n,) float64 log probability (density) under the prior
+    log_prob: Tensor | None  # (n,) float64 log probability (density) under the prior; None: its letters were not kept
     structures: list[Structure | None]  # (n,) conventional cells; None where no coordinates were found
 
     @property
@@ -56,6 +62,7 @@ def generate(
     n: int,
     *,
     prior: Prior | None = None,
+    letters: Letters | None = None,
     restrictions: Restrictions | None = None,
     generator: StructureGenerator | None = None,
     seed: int = 0,
@@ -65,36 +72,69 @@ def generate(
     Args:
         n: How many are drawn.
         prior: What to draw from; None: the prior that ships, over crystals of any chemistry.
+        letters: What writes space group and letters; None: see `default_letters`.
         restrictions: What the crystals may contain; None leaves the prior as it is, rare elements included.
-        generator: Finds coordinates; None: the flow that ships.
+        generator: Finds coordinates, and lattices with ``letters="composition"``; None: the flow that ships.
         seed: Of the crystals and of their coordinates.
+
+    Raises:
+        ConfigError: If lattices are restricted and ``letters="composition"``.
     """
-    batches = list(generate_batches(n, prior=prior, restrictions=restrictions, generator=generator, seed=seed))
+    asked = {"prior": prior, "letters": letters, "restrictions": restrictions, "generator": generator}
+    batches = list(generate_batches(n, **asked, seed=seed))  # type: ignore[arg-type]
+    log_probs = [batch.log_prob for batch in batches if batch.log_prob is not None]
     return Generated(
         CrystalBatch.cat([batch.crystals for batch in batches]),
-        torch.cat([batch.log_prob for batch in batches]),
+        torch.cat(log_probs) if log_probs else None,
         [structure for batch in batches for structure in batch.structures],
     )
+
+
+def default_letters(restrictions: Restrictions | None, generator: StructureGenerator | None) -> Letters:
+    """Return "composition" where it can be had: where no lattice is restricted, and the shipped flow may find it."""
+    return "prior" if generator is not None or _restricts_lattices(restrictions) else "composition"
+
+
+def _restricts_lattices(restrictions: Restrictions | None) -> bool:
+    names = ("length", "angle", "volume_per_atom")
+    return restrictions is not None and any(getattr(restrictions, name) is not None for name in names)
 
 
 def generate_batches(
     n: int,
     *,
     prior: Prior | None = None,
+    letters: Letters | None = None,
     restrictions: Restrictions | None = None,
     generator: StructureGenerator | None = None,
     seed: int = 0,
 ) -> Iterator[Generated]:
     """Yield what `generate` returns, a thousand crystals at a time, with progress."""
     prior = _shipped() if prior is None else prior
-    generator = build_generator("flow", None) if generator is None else generator
+    letters = default_letters(restrictions, generator) if letters is None else letters
+    rewrite = letters == "composition"
+    if rewrite and _restricts_lattices(restrictions):
+        raise ConfigError(
+            "letters=composition leaves the lattice to the flow, which no restriction binds; use letters=prior, or "
+            "drop the restriction of lengths, angles or volumes"
+        )
+    if generator is None:
+        generator = build_generator("flow", None, lattice="free" if rewrite else "fixed")
     env = environment(prior, restrictions)
     draws = seeded(seed, "generate")
     with tqdm(total=n, desc="generating", unit="crystal", disable=None, file=sys.stderr) as bar:
         for index, (crystals, log_prob) in enumerate(draw_crystals(env, prior.policy, n, draws, batch_size=_BATCH)):
-            structures = generator.generate(crystals, seeded(seed, f"structures {index}"))
-            yield Generated(with_lattices(crystals, structures), log_prob, structures)
+            drawn = _rewritten(env, crystals, seeded(seed, f"letters {index}")) if rewrite else crystals
+            structures = generator.generate(drawn, seeded(seed, f"structures {index}"))
+            yield Generated(with_lattices(drawn, structures), None if rewrite else log_prob, structures)
             bar.update(len(crystals))
+
+
+def _rewritten(env: CrystalEnv, crystals: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
+    """Return crystals of the same compositions with space group and letters from the composition prior."""
+    groups = (env.group_mask.nonzero().flatten() + 1).tolist()
+    drawn = load_composition_prior().sample(cell_contents(crystals), 1, generator, space_groups=groups)
+    return drawn.crystals
 
 
 @cache
@@ -128,12 +168,12 @@ def with_lattices(crystals: CrystalBatch, structures: Sequence[Structure | None]
 def generated_table(generated: Generated, properties: Properties, ids: Sequence[str]) -> pd.DataFrame:
     """Return one row a crystal, with predicted properties and the reason where it has no structure."""
     crystals = generated.crystals
-    columns = {
+    columns: dict[Column, object] = {
         Column.CANDIDATE_ID: ids,
-        Column.LOG_PROB: generated.log_prob.numpy(),
+        **({} if generated.log_prob is None else {Column.LOG_PROB: generated.log_prob.numpy()}),
         **crystal_columns(crystals, properties.predict(crystals)),
     }
-    table = pd.DataFrame({str(column): columns[column] for column in Column if column not in _LEFT_OUT})
+    table = pd.DataFrame({str(column): columns[column] for column in Column if column in columns})
     table[FAILURE] = [NO_COORDINATES if structure is None else "" for structure in generated.structures]
     return table
 
@@ -169,10 +209,18 @@ def main(words: Sequence[str]) -> None:
     prior = Prior(policy, config.chemistry, mixed_valence=config.mixed_valence)
     restrictions = config.restrict.to_restrictions()
     properties = build_properties(config.proxies)
-    generator = build_generator(config.structure, config.flow)
+    lattice: LatticeMode = "free" if config.letters == "composition" else "fixed"
+    generator = build_generator(config.structure, config.flow, lattice=lattice)
     environment(prior, restrictions)  # before the folder, so that restrictions that leave nothing leave no folder
     folder = create_run_folder(config, name="generate", output=config.output, argv=list(words))
-    generated = generate(config.n, prior=prior, restrictions=restrictions, generator=generator, seed=config.seed)
+    generated = generate(
+        config.n,
+        prior=prior,
+        letters=config.letters,
+        restrictions=restrictions,
+        generator=generator,
+        seed=config.seed,
+    )
     table = generated_table(generated, properties, numbered("g", config.n))
     write_generated(folder, generated, table, config.format)
     result = figures(table)

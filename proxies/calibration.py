@@ -5,6 +5,7 @@ standard deviation is multiplied by the factor that makes the 68.3 % and 95.4 % 
 range of the raw standard deviation, since small and large ones are wrong by different factors.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -107,6 +108,11 @@ class StdCalibration:
         """Return (n,) calibrated standard deviations from raw ones and the predicted energies above the hull."""
         calibrated = std * self.by_std(std.log())
         return calibrated if self.by_hull is None else calibrated * self.by_hull(e_above_hull)
+
+    def scaled(self, factor: float) -> Self:
+        """Return the calibration whose standard deviations are `factor` times as large."""
+        shifted = tuple(value + math.log(factor) for value in self.by_std.log_factor)
+        return type(self)(FactorCurve(self.by_std.knots, shifted), self.by_hull)
 
     def to_json(self) -> dict[str, Any]:
         """Return the calibration as JSON content."""

@@ -54,6 +54,28 @@ def test_structures_have_the_composition_and_cell_of_their_crystal() -> None:
     assert bool((drawn.crystals.space_group >= 195).all())
 
 
+def test_letters_written_for_the_composition_obey_the_restrictions_and_keep_the_composition() -> None:
+    plain = generate(20, letters="prior", restrictions=FEW)
+    drawn = generate(20, restrictions=FEW)
+    assert drawn.log_prob is None
+    assert drawn.crystals.formulas() == plain.crystals.formulas()
+    assert bool((drawn.crystals.space_group >= 195).all())
+    assert len(drawn.failures) < 5
+    for structure, formula in zip(drawn.structures, plain.crystals.formulas(), strict=True):
+        assert structure is None or structure.composition.reduced_formula == formula
+
+
+def test_lattices_that_are_restricted_are_those_of_the_prior() -> None:
+    narrow = Restrictions(elements=["Na", "Cl"], crystal_systems=["cubic"], length=(4.0, 6.0))
+    drawn = generate(10, restrictions=narrow)
+    assert drawn.log_prob is not None
+    assert bool(
+        ((drawn.crystals.lattice_parameters[:, :3] >= 4) & (drawn.crystals.lattice_parameters[:, :3] <= 6)).all()
+    )
+    with pytest.raises(ConfigError, match="letters=composition leaves the lattice to the flow"):
+        generate(1, letters="composition", restrictions=narrow)
+
+
 def test_failures_keep_their_rows_and_refined_cells_are_reported() -> None:
     plain = generate(6, restrictions=FEW, generator=RandomCoordinates(min_ratio=0.0))
     drawn = generate(6, restrictions=FEW, generator=EveryOther())
@@ -94,6 +116,7 @@ def test_the_command_writes_a_table_and_structures(file_format: str, tmp_path: P
         (["restrict.elements=[Xx]"], RestrictionError, "Xx"),
         (["restrict.required=[O]", "restrict.exclude=[O]"], RestrictionError, "contradicts"),
         (["restrict.elements=[O]", "chemistry=ionic"], RestrictionError, r"no charge-neutral.* composition of O"),
+        (["letters=composition", "structure=random"], ConfigError, "structure=random needs that of the prior"),
         (["format=pdb"], ConfigError, "format takes one of"),
     ],
 )

@@ -1,0 +1,117 @@
+"""Which candidates are worth an oracle's time: a score, limits on repetition, and a share for exploration.
+
+Scores that raise the uncertain belong here and nowhere else: the final list is ordered by what the oracle found.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from discover.reward import Reward, non_metal_moments
+from envs.crystal import CrystalBatch
+from proxies.base import Prediction
+
+Acquisition = Literal["expected", "ucb", "greedy", "random"]
+ACQUISITIONS: tuple[Acquisition, ...] = ("expected", "ucb", "greedy", "random")
+_SURE = 1e-3  # of the spread is left where a property is taken at its word
+
+
+def acquisition_scores(
+    name: Acquisition,
+    reward: Reward,
+    crystals: CrystalBatch,
+    predictions: Mapping[str, Prediction],
+    *,
+    kappa: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return the (n,) score of each crystal, higher is better.
+
+    Args:
+        name: ``expected`` is the log reward, which integrates the uncertainty; ``greedy`` the log reward of the most
+            likely values; ``ucb`` the log reward of the best values within `kappa` standard deviations (upper
+            confidence bound, Srinivas et al. 2010, arXiv:0912.3995, for rewards of any form); ``random`` is a control.
+        reward: What the run is asked for.
+        crystals: Candidates.
+        predictions: Of every property that the reward needs.
+        kappa: Standard deviations, for ``ucb``.
+        generator: For ``random``.
+    """
+    if name == "random":
+        return torch.rand(len(crystals), generator=generator, dtype=torch.float64)
+    if name == "expected":
+        return reward.from_predictions(crystals, predictions)
+    best = {prop: taken_at(prediction, 0.0) for prop, prediction in predictions.items()}
+    score = reward.from_predictions(crystals, best)
+    if name == "greedy":
+        return score
+    for prop, prediction in predictions.items():  # factors depend on one property each, so one after another will do
+        for shift in (-kappa, -kappa / 2, kappa / 2, kappa):
+            moved = taken_at(prediction, shift)
+            value = reward.from_predictions(crystals, {**best, prop: moved})
+            best[prop] = _where(value > score, moved, best[prop])
+            score = torch.maximum(score, value)
+    return score
+
+
+def taken_at(prediction: Prediction, shift: float) -> Prediction:
+    """Return a prediction that is all but sure of its mean plus `shift` standard deviations.
+
+    A band gap is one of non-metals, and a metal is one where that is more likely than not.
+    """
+    if prediction.p_metal is None:
+        return Prediction(prediction.mean + shift * prediction.std, _SURE * prediction.std)
+    mean, std, _ = non_metal_moments(prediction)
+    value = (mean + shift * std).clamp_min(0.0)
+    p_metal = (prediction.p_metal > 0.5).double()
+    share = 1.0 - p_metal
+    return Prediction(share * value, (share * (_SURE * std) ** 2 + share * p_metal * value**2).sqrt(), p_metal)
+
+
+def uncertainty(predictions: Mapping[str, Prediction], names: Sequence[str]) -> Tensor:
+    """Return (n,) sum of the standard deviations of some properties, each in units of its median."""
+    terms = [predictions[name].std.double() / predictions[name].std.double().median().clamp_min(1e-9) for name in names]
+    return torch.stack(terms).sum(dim=0)
+
+
+class Picker:
+    """Takes candidates best first, as far as the limits allow.
+
+    Args:
+        per_formula: Most of one reduced formula, over the whole campaign.
+        per_system: Most of one set of elements in one round.
+        taken: Formulas that earlier rounds took.
+    """
+
+    def __init__(self, per_formula: int, per_system: int, taken: Sequence[str] = ()) -> None:
+        self._per_formula, self._per_system = per_formula, per_system
+        self._formulas, self._systems = Counter(taken), Counter[str]()
+        self._rows: set[int] = set()
+
+    def take(self, score: Tensor, formulas: Sequence[str], systems: Sequence[str], n: int) -> list[int]:
+        """Return up to `n` rows not taken before, the highest of (m,) `score` first."""
+        found: list[int] = []
+        for row in score.argsort(descending=True, stable=True).tolist():
+            if len(found) == n:
+                break
+            formula, system = formulas[row], systems[row]
+            full = self._formulas[formula] >= self._per_formula or self._systems[system] >= self._per_system
+            if full or row in self._rows:
+                continue
+            self._formulas[formula] += 1
+            self._systems[system] += 1
+            self._rows.add(row)
+            found.append(row)
+        return found
+
+
+def _where(condition: Tensor, first: Prediction, second: Prediction) -> Prediction:
+    p_metal = None
+    if first.p_metal is not None and second.p_metal is not None:
+        p_metal = torch.where(condition, first.p_metal, second.p_metal)
+    return Prediction(
+        torch.where(condition, first.mean, second.mean), torch.where(condition, first.std, second.std), p_metal
+    )
