@@ -25,6 +25,7 @@ ELEMENTAL_ENERGIES = Path(__file__).parent / "elemental_references.csv"
 ENTRIES = "entries.csv.gz"
 FORMULA_COLUMNS = ("formula", "pretty_formula")
 ENERGY_COLUMNS = ("e_form", "formation_energy_per_atom")
+_NO_SHARE = 1e-7  # of the atoms: what the linear programme leaves of a phase that takes no part
 
 
 class HullError(ValueError):
@@ -58,6 +59,7 @@ class _Phases:
 
     fractions: NDArray[np.float64]  # (n_phases, n_elements) atomic fractions, elements in alphabetical order
     energies: NDArray[np.float64]  # (n_phases,) formation energy, eV/atom
+    formulas: tuple[str, ...]  # reduced
 
 
 class Hull:
@@ -81,17 +83,18 @@ class Hull:
             if reduced not in lowest or energy < lowest[reduced][1]:
                 lowest[reduced] = composition, energy
         self.formulas = frozenset(lowest)
-        grouped: dict[tuple[str, ...], list[tuple[dict[str, float], float]]] = {}
-        for composition, energy in lowest.values():
+        grouped: dict[tuple[str, ...], list[tuple[dict[str, float], float, str]]] = {}
+        for reduced, (composition, energy) in lowest.items():
             amounts = composition.get_el_amt_dict()
             total = sum(amounts.values())
             fractions = {symbol: n / total for symbol, n in amounts.items()}
-            grouped.setdefault(tuple(sorted(fractions)), []).append((fractions, energy))
+            grouped.setdefault(tuple(sorted(fractions)), []).append((fractions, energy, reduced))
         self.elements = frozenset(symbol for elements in grouped for symbol in elements)
         self._groups = {
             elements: _Phases(
-                np.array([[fractions[symbol] for symbol in elements] for fractions, _ in entries]),
-                np.array([energy for _, energy in entries]),
+                np.array([[fractions[symbol] for symbol in elements] for fractions, _, _ in entries]),
+                np.array([energy for _, energy, _ in entries]),
+                tuple(formula for _, _, formula in entries),
             )
             for elements, entries in grouped.items()
         }
@@ -126,16 +129,25 @@ class Hull:
 
         The hull at a composition is the cheapest mixture of known phases that makes it up, a linear programme.
         """
-        amounts = composition.get_el_amt_dict()
-        if not amounts.keys() <= self.elements:
+        if self.lacks(composition):
             return math.nan
-        elements = tuple(sorted(amounts))
-        phases = self._system(elements)
-        target = np.array([amounts[symbol] for symbol in elements]) / sum(amounts.values())
-        solution = linprog(phases.energies, A_eq=phases.fractions.T, b_eq=target, method="highs")
-        if not solution.success:  # the elements themselves are among the phases, so there is always a mixture
-            raise HullError(f"no hull energy of {composition.reduced_formula}: {solution.message}")
-        return float(solution.fun)
+        phases, mixture = self._cheapest(composition)
+        return float(phases.energies @ mixture)
+
+    def decomposition(self, composition: Composition) -> dict[str, float]:
+        """Return the phases that a composition decays into, by reduced formula; {} if the hull lacks an element.
+
+        Each comes with the share of all atoms that it takes up; shares sum to 1, the largest first. A stable
+        phase is its own only product.
+        """
+        if self.lacks(composition):
+            return {}
+        phases, mixture = self._cheapest(composition)
+        shares: dict[str, float] = {}
+        for i in np.argsort(-mixture, kind="stable"):
+            if mixture[i] > _NO_SHARE:
+                shares[phases.formulas[i]] = shares.get(phases.formulas[i], 0.0) + float(mixture[i])
+        return shares
 
     def e_above_hull(
         self, compositions: Iterable[Composition], formation_energies: Sequence[float] | NDArray[np.float64]
@@ -152,11 +164,23 @@ class Hull:
         """Return the elements of a composition that no entry of the hull contains."""
         return tuple(sorted(composition.get_el_amt_dict().keys() - self.elements))
 
+    def _cheapest(self, composition: Composition) -> tuple[_Phases, NDArray[np.float64]]:
+        """Return all phases of the elements, and the (n_phases,) shares of atoms of the cheapest mixture of them."""
+        amounts = composition.get_el_amt_dict()
+        elements = tuple(sorted(amounts))
+        phases = self._system(elements)
+        target = np.array([amounts[symbol] for symbol in elements]) / sum(amounts.values())
+        solution = linprog(phases.energies, A_eq=phases.fractions.T, b_eq=target, method="highs")
+        if not solution.success:  # the elements themselves are among the phases, so there is always a mixture
+            raise HullError(f"no hull energy of {composition.reduced_formula}: {solution.message}")
+        return phases, np.asarray(solution.x, dtype=np.float64)
+
     def _system(self, elements: tuple[str, ...]) -> _Phases:
         """Return all phases made of some of these elements, the elements themselves at zero among them."""
         if elements not in self._systems:
             n = len(elements)
             fractions, energies = [np.eye(n)], [np.zeros(n)]
+            formulas = [Composition(symbol).reduced_formula for symbol in elements]
             for size in range(1, n + 1):
                 for places in combinations(range(n), size):
                     group = self._groups.get(tuple(elements[i] for i in places))
@@ -165,7 +189,8 @@ class Hull:
                         spread[:, places] = group.fractions
                         fractions.append(spread)
                         energies.append(group.energies)
-            self._systems[elements] = _Phases(np.concatenate(fractions), np.concatenate(energies))
+                        formulas.extend(group.formulas)
+            self._systems[elements] = _Phases(np.concatenate(fractions), np.concatenate(energies), tuple(formulas))
         return self._systems[elements]
 
 

@@ -21,6 +21,23 @@ def test_hull_energies_are_those_of_pymatgens_phase_diagram() -> None:
         assert hull.energy(composition) == pytest.approx(diagram.get_hull_energy_per_atom(composition), abs=1e-9)
 
 
+def test_decompositions_are_those_of_pymatgens_phase_diagram() -> None:
+    entries = [PDEntry(Composition(f), e * Composition(f).num_atoms) for f, e in ENERGIES.items()]
+    entries += [PDEntry(Composition(symbol), 0.0) for symbol in ("Li", "Fe", "O")]
+    diagram = PhaseDiagram(entries, [Element(symbol) for symbol in ("Fe", "Li", "O")])
+    hull = Hull(ENERGIES)
+    for formula in ("Li2O", "Li5FeO4", "LiFe2O4", "Li3Fe", "Fe7O9"):
+        expected = {
+            e.composition.reduced_formula: n for e, n in diagram.get_decomposition(Composition(formula)).items()
+        }
+        found = hull.decomposition(Composition(formula))
+        assert found == pytest.approx(expected, abs=1e-6)
+        assert sum(found.values()) == pytest.approx(1.0)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert hull.decomposition(Composition("Li2O")) == {"Li2O": pytest.approx(1.0)}
+    assert hull.decomposition(Composition("NaFeO2")) == {}
+
+
 def test_members_of_the_hull_are_at_zero_and_others_relative_to_it() -> None:
     hull = Hull(ENERGIES)
     found = hull.e_above_hull([Composition("Li2O"), Composition("Li4O2"), Composition("Li2O")], [-2.0, -1.9, -2.3])
