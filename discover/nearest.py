@@ -201,7 +201,9 @@ class Reference:
 
     def formula(self, row: int) -> str:
         """Return the reduced formula of a material."""
-        return str(Composition(dict(self._key_of_row[row])).reduced_formula)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pymatgen warns of elements without electronegativity
+            return str(Composition(dict(self._key_of_row[row])).reduced_formula)
 
     def same_formula(self, composition: Composition) -> list[int]:
         """Return the rows of a composition."""

@@ -25,7 +25,8 @@ def powder_pattern(structure: Structure, *, two_theta: tuple[float, float] = TWO
 
     Returns:
         A row per peak: `two_theta` in degrees, `d` in Å, `intensity` with 100 for the strongest, `hkl` such as
-        "1 1 0", of the structure's cell as given, four indices if that is hexagonal, `multiplicity` of all planes in the peak.
+        "1 1 0", of the structure's cell as given, four indices if that is hexagonal, `multiplicity` of all planes in
+        the peak.
     """
     pattern = XRDCalculator(wavelength=RADIATION).get_pattern(structure, two_theta_range=two_theta)
     return pd.DataFrame(
