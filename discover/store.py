@@ -6,24 +6,33 @@ NaN; infinities are refused. Structures are JSON text with every digit of their 
 """
 
 import contextlib
-import json
-import math
-import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pymatgen.core import Lattice, Structure
-from sqlalchemy import URL, Connection, Engine, Row, Table, and_, create_engine, event, func, make_url, select
+from sqlalchemy import Connection, Engine, Table, and_, func, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError
 
-from discover.oracle.base import Label, LabelStatus
+from discover.oracle.base import Label
+from discover.store_database import describe, explained, open_engine, parse_url
+from discover.store_records import (
+    Candidate,
+    Labelled,
+    Seen,
+    candidate_row,
+    from_json,
+    label_row,
+    nan_if_null,
+    null_if_nan,
+    read_candidate,
+    read_label,
+    read_seen,
+    seen_row,
+    to_json,
+)
 from discover.store_schema import (
     CANDIDATES,
     LABELS,
@@ -38,96 +47,14 @@ from discover.store_schema import (
     upgrade,
 )
 
+__all__ = ["Candidate", "Labelled", "Seen", "Store", "StoreError"]
+
 ROWS_PER_TRANSACTION = 50_000  # of `add_rows`: other writers wait about a second for each
-_BUSY_SECONDS = 60.0  # how long a writer waits for another one
-_CONNECT_SECONDS = 10  # how long PostgreSQL may take to answer
-_CACHE_KIB = 65_536  # SQLite's page cache: bulk inserts touch pages all over the index of keys
-_DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgresql+psycopg": "postgresql+psycopg"}
-_SAFE = "what was stored before is safe"
-
-#: What a failure means and what helps, by SQLite's primary result code or by PostgreSQL's SQLSTATE.
-_REMEDIES: dict[int | str, str] = {
-    sqlite3.SQLITE_FULL: f"the disk is full; free some space, then continue with resume=DIR: {_SAFE}",
-    sqlite3.SQLITE_IOERR: f"the disk failed or its quota is reached; check it, then continue with resume=DIR: {_SAFE}",
-    sqlite3.SQLITE_BUSY: f"another process kept the store for {_BUSY_SECONDS:.0f} s; end it or wait: {_SAFE}",
-    sqlite3.SQLITE_LOCKED: f"another process kept the store for {_BUSY_SECONDS:.0f} s; end it or wait: {_SAFE}",
-    sqlite3.SQLITE_READONLY: "no permission to write there; change the permissions of the file and its folder",
-    sqlite3.SQLITE_PERM: "no permission to read or write there; change the permissions of the file and its folder",
-    sqlite3.SQLITE_CANTOPEN: "the file cannot be opened; check that its folder exists and may be written",
-    sqlite3.SQLITE_NOTADB: "the file is no store; name a new file, or one that discover.run wrote",
-    sqlite3.SQLITE_CORRUPT: "the file is damaged; restore a copy, or save what can be read with sqlite3's .recover",
-    "53100": f"the server's disk is full; free some space, then continue with resume=DIR: {_SAFE}",
-    "42501": "the user lacks a permission; grant it CREATE on the schema, and INSERT and SELECT on its tables",
-    "25006": "the server or the session is read-only; name a server that takes writes",
-    "28P01": "the server refuses the user or the password; correct them in the URL",
-    "28000": "the server refuses the user; correct it in the URL, or allow it in pg_hba.conf",
-    "3D000": "there is no such database; create it with createdb, or correct the URL",
-}
-
-
-# --- records -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One crystal that a round chose.
-
-    Args:
-        candidate_id: Unique in its run, such as "r01-0007".
-        round: The round that chose it.
-        source: Where it came from, such as "sampler" or "substitution".
-        crystal: What JSON can hold of it: space_group, elements [Z..], letters [..], counts [..], lattice
-            [a, b, c, alpha, beta, gamma] in Å and degrees.
-        key: Canonical text of the crystal without its lattice: equal for crystals that count as the same.
-        formula: Reduced.
-        chemical_system: Such as "O-Ti".
-        space_group: International number, 1 to 230.
-        n_atoms: In the primitive cell.
-        prototype: Name of its kind of structure.
-        log_reward: Natural log of the reward when it was chosen.
-        acquisition: The score it was chosen by.
-        predictions: Mean and standard deviation of each property when it was chosen, in the property's unit.
-        structure: As built; None where no coordinates were found.
-    """
-
-    candidate_id: str
-    round: int
-    source: str
-    crystal: Mapping[str, Any]
-    key: str
-    formula: str
-    chemical_system: str
-    space_group: int
-    n_atoms: int
-    prototype: str
-    log_reward: float
-    acquisition: float
-    predictions: Mapping[str, tuple[float, float]]
-    structure: Structure | None
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A candidate with one label; `e_above_hull` in eV/atom, NaN if unknown, against the hull named `hull`."""
-
-    candidate: Candidate
-    label: Label
-    e_above_hull: float
-    hull: str
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A crystal that was proposed, whether or not it was chosen; `log_reward` is NaN if it has none."""
-
-    key: str
-    round: int
-    formula: str
-    space_group: int
-    log_reward: float
-
-
-# --- the store -----------------------------------------------------------------------------------
+_LABEL_OF_CANDIDATE = and_(LABELS.c.run_id == CANDIDATES.c.run_id, LABELS.c.candidate_id == CANDIDATES.c.candidate_id)
+_LABEL_COLUMNS = [
+    LABELS.c.structure.label("relaxed"),
+    *(column for column in LABELS.c if column.name not in {"run_id", "candidate_id", "structure"}),
+]
 
 
 class Store:
@@ -156,9 +83,9 @@ class Store:
         Raises:
             StoreError: If it cannot be reached, was written by a newer release, or holds something else.
         """
-        address = _parse_url(url)
-        where = _describe(address)
-        store = cls(_create_engine(address, where), where)
+        address = parse_url(url)
+        where = describe(address)
+        store = cls(open_engine(address, where), where)
         try:
             with store._reading() as connection:  # who only reads need not wait for writers, nor be allowed to write
                 is_current = schema_version(connection) == len(STEPS)
@@ -184,7 +111,7 @@ class Store:
 
     def start_run(self, run: str, config: Mapping[str, Any]) -> None:
         """Add a run; if the store has one of that name, it stays as it is, with its first configuration."""
-        values = {"run": run, "config": _to_json(config, "config"), "recorded": now()}
+        values = {"run": run, "config": to_json(config, "config"), "recorded": now()}
         with self._writing() as connection:
             lock(connection)
             run_id = connection.scalar(select(func.coalesce(func.max(RUNS.c.run_id), 0) + 1))
@@ -203,7 +130,7 @@ class Store:
         """
         with self._reading() as connection:
             run_id = self._run_id(connection, run)
-            return _from_json(connection.scalar(select(RUNS.c.config).where(RUNS.c.run_id == run_id)))
+            return from_json(connection.scalar(select(RUNS.c.config).where(RUNS.c.run_id == run_id)))
 
     def add_round(self, run: str, number: int, candidates: Sequence[Candidate], info: Mapping[str, Any]) -> None:
         """Add a round with all its candidates, or nothing.
@@ -220,8 +147,8 @@ class Store:
         wrong = next((item for item in candidates if item.round != number), None)
         if wrong is not None:
             raise StoreError(f"{wrong.candidate_id} says round {wrong.round} but is added to round {number}")
-        rows = [{"position": position, **_candidate_row(item)} for position, item in enumerate(candidates)]
-        values = {"round": number, "info": _to_json(info, "info"), "recorded": now()}
+        rows = [{"position": position, **candidate_row(item)} for position, item in enumerate(candidates)]
+        values = {"round": number, "info": to_json(info, "info"), "recorded": now()}
         with self._writing() as connection:
             run_id = self._run_id(connection, run)
             if not connection.execute(self._insert_new(ROUNDS).values(run_id=run_id, **values)).rowcount:
@@ -252,7 +179,7 @@ class Store:
             info = connection.scalar(select(ROUNDS.c.info).where(ROUNDS.c.run_id == run_id, ROUNDS.c.round == number))
         if info is None:
             raise StoreError(f"run {run} has no round {number}; it has {self.rounds(run)}")
-        return _from_json(info)
+        return from_json(info)
 
     # --- candidates and labels ---
 
@@ -263,7 +190,7 @@ class Store:
             if number is not None:
                 query = query.where(CANDIDATES.c.round == number)
             rows = connection.execute(query.order_by(CANDIDATES.c.round, CANDIDATES.c.position)).all()
-        return [_candidate(row) for row in rows]
+        return [read_candidate(row) for row in rows]
 
     def unlabelled(self, run: str, number: int, oracle: str) -> list[Candidate]:
         """Return the candidates of a round that have no label of that oracle, in the order they were added."""
@@ -276,7 +203,7 @@ class Store:
                 .order_by(CANDIDATES.c.position)
             )
             rows = connection.execute(query).all()
-        return [_candidate(row) for row in rows]
+        return [read_candidate(row) for row in rows]
 
     def add_label(
         self,
@@ -305,9 +232,9 @@ class Store:
         Raises:
             StoreError: If there is no such candidate, or a number is infinite.
         """
-        row = _label_row(label)
-        row["e_above_hull"] = _number(e_above_hull, "e_above_hull")
-        row |= {"hull": hull, "settings": _to_json(settings, "settings", sort_keys=True), "recorded": now()}
+        row = label_row(label)
+        row["e_above_hull"] = null_if_nan(e_above_hull, "e_above_hull")
+        row |= {"hull": hull, "settings": to_json(settings, "settings", sort_keys=True), "recorded": now()}
         with self._writing() as connection:
             keys = {"run_id": self._run_id(connection, run), "candidate_id": candidate_id, "oracle": oracle}
             try:
@@ -332,7 +259,7 @@ class Store:
             if before_round is not None:
                 query = query.where(CANDIDATES.c.round < before_round)
             rows = connection.execute(query.order_by(CANDIDATES.c.round, CANDIDATES.c.position)).all()
-        return [Labelled(_candidate(row), _label(row), _nan(row.e_above_hull), row.hull) for row in rows]
+        return [Labelled(read_candidate(row), read_label(row), nan_if_null(row.e_above_hull), row.hull) for row in rows]
 
     def n_labels(self, run: str, oracle: str) -> int:
         """Return how many labels an oracle has given, failed ones included."""
@@ -353,7 +280,7 @@ class Store:
             run_id = self._run_id(connection, run)
             query = select(LABELS.c.settings).where(LABELS.c.run_id == run_id, LABELS.c.oracle == oracle)
             texts = connection.scalars(query.group_by(LABELS.c.settings).order_by(func.min(LABELS.c.recorded))).all()
-        return [_from_json(found) for found in texts]
+        return [from_json(found) for found in texts]
 
     # --- crystals that were proposed ---
 
@@ -368,7 +295,7 @@ class Store:
         while chunk := list(islice(remaining, ROWS_PER_TRANSACTION)):
             with self._writing() as connection:
                 run_id = self._run_id(connection, run)
-                values = [{"run_id": run_id, **_seen_row(row)} for row in chunk]
+                values = [{"run_id": run_id, **seen_row(row)} for row in chunk]
                 n_new += connection.execute(self._insert_new(SEEN), values).rowcount
         return n_new
 
@@ -389,26 +316,26 @@ class Store:
         """Return what was seen under a key, by round."""
         with self._reading() as connection:
             query = select(SEEN).where(SEEN.c.run_id == self._run_id(connection, run), SEEN.c.key == key)
-            return [_seen(row) for row in connection.execute(query.order_by(SEEN.c.round))]
+            return [read_seen(row) for row in connection.execute(query.order_by(SEEN.c.round))]
 
     def best_seen(self, run: str, n: int) -> list[Seen]:
         """Return the `n` crystals with the greatest log reward; those without one are left out."""
         with self._reading() as connection:
             query = select(SEEN).where(SEEN.c.run_id == self._run_id(connection, run), SEEN.c.log_reward.is_not(None))
             best = query.order_by(SEEN.c.log_reward.desc(), SEEN.c.key, SEEN.c.round).limit(n)
-            return [_seen(row) for row in connection.execute(best)]
+            return [read_seen(row) for row in connection.execute(best)]
 
     # --- connections ---
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Connection]:
-        with _explained(self._where, self._engine.url), self._engine.connect() as connection:
+        with explained(self._where, self._engine.url), self._engine.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Connection]:
         """Give a connection in a transaction that is committed at the end, or rolled back after an error."""
-        with _explained(self._where, self._engine.url), self._engine.connect() as connection:
+        with explained(self._where, self._engine.url), self._engine.connect() as connection:
             # Without the second option SQLAlchemy does not keep the count of an INSERT.
             connection.execution_options(writes=True, preserve_rowcount=True)
             with connection.begin():
@@ -428,283 +355,3 @@ class Store:
                 raise StoreError(f"{self._where} has no run {run}; its runs: {known}")
             self._run_ids[run] = found
         return self._run_ids[run]
-
-
-def is_store(path: Path) -> bool:
-    """Return whether a file is a SQLite database with a store of this project in it; it is not changed."""
-    if not path.is_file():
-        return False
-    address = URL.create("sqlite", database=path.absolute().as_uri(), query={"mode": "ro", "uri": "true"})
-    engine = create_engine(address)
-    try:
-        with engine.connect() as connection:
-            return bool(schema_version(connection))
-    except SQLAlchemyError:
-        return False
-    finally:
-        engine.dispose()
-
-
-# --- addresses, connections, errors --------------------------------------------------------------
-
-
-def _parse_url(url: str | Path) -> URL:
-    if isinstance(url, Path) or "://" not in url:
-        if not str(url):
-            raise StoreError("the store needs a name: a path, or postgresql+psycopg://user:password@host/database")
-        # Absolute, so that no name (":memory:") means anything but a file.
-        return URL.create("sqlite", database=str(Path(url).absolute()))
-    try:
-        address = make_url(url)
-    except (ArgumentError, ValueError):  # its text may hold the password
-        raise StoreError(
-            "the store's URL cannot be read; expected postgresql+psycopg://user:password@host:port/database"
-        ) from None
-    if address.drivername not in _DRIVERS:
-        raise StoreError(f"a store is SQLite or postgresql+psycopg, got a URL of {address.drivername}")
-    if address.drivername == "sqlite":
-        if not address.database or address.query:
-            raise StoreError("a SQLite store is a file: give its path, or sqlite:///path without settings behind it")
-        return URL.create("sqlite", database=str(Path(address.database).absolute()))
-    if "@" in (address.host or ""):
-        raise StoreError("the store's URL has more than one @; in a password write @ as %40, : as %3A and / as %2F")
-    return address.set(drivername=_DRIVERS[address.drivername])
-
-
-def _describe(address: URL) -> str:
-    if address.drivername == "sqlite":
-        return str(address.database)
-    host = address.host or address.query.get("host") or "the local socket"
-    port = f":{address.port}" if address.port else ""
-    return f"PostgreSQL database {address.database or address.username} at {host}{port}"
-
-
-def _create_engine(address: URL, where: str) -> Engine:
-    is_sqlite = address.drivername == "sqlite"
-    if is_sqlite and Path(str(address.database)).is_dir():
-        raise StoreError(f"{where} is a folder; name a file in it, such as {Path(where) / 'store.db'}")
-    timeout = {} if "connect_timeout" in address.query else {"connect_timeout": _CONNECT_SECONDS}
-    # isolation_level=None: Python's sqlite3 leaves transactions to us.
-    arguments = {"timeout": _BUSY_SECONDS, "isolation_level": None} if is_sqlite else timeout
-    try:
-        # A server may have been restarted between two labels: the ping gets a new connection then.
-        engine = create_engine(address, hide_parameters=True, pool_pre_ping=not is_sqlite, connect_args=arguments)
-    except ModuleNotFoundError:
-        raise StoreError(f"{where} needs psycopg; install it with: pip install 'psycopg[binary]'") from None
-    if is_sqlite:
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: DBAPIConnection, _: object) -> None:
-    cursor = connection.cursor()
-    _use_write_ahead_log(cursor)
-    cursor.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
-    cursor.close()
-
-
-def _use_write_ahead_log(cursor: Any) -> None:
-    """Switch the journal mode, which SQLite refuses at once, without its timeout, while another process does so."""
-    deadline = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            return
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    # A transaction that reads first and then writes cannot wait for another writer: it would fail at once.
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-@contextlib.contextmanager
-def _explained(where: str, address: URL) -> Iterator[None]:
-    """Turn errors of the database into a `StoreError` with the remedy; the password never appears."""
-    try:
-        yield
-    except SQLAlchemyError as error:
-        cause = getattr(error, "orig", None) or error
-        code = getattr(cause, "sqlite_errorcode", None)
-        known = _REMEDIES.get(getattr(cause, "sqlstate", None) or "" if code is None else code & 0xFF)
-        said = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        for secret in (address.password, address.query.get("password")):
-            said = said.replace(str(secret), "***") if secret else said
-        if known is None and address.drivername != "sqlite" and getattr(cause, "sqlstate", None) is None:
-            known = f"the server cannot be reached or went away; check that it runs and the URL is right: {_SAFE}"
-        # Without its cause: the text of a driver's error may repeat what it was given.
-        raise StoreError(f"{where}: {known} ({said})" if known else f"{where}: {said}") from None
-
-
-# --- rows ----------------------------------------------------------------------------------------
-
-_LABEL_OF_CANDIDATE = and_(LABELS.c.run_id == CANDIDATES.c.run_id, LABELS.c.candidate_id == CANDIDATES.c.candidate_id)
-_LABEL_COLUMNS = [
-    LABELS.c.structure.label("relaxed"),
-    *(column for column in LABELS.c if column.name not in {"run_id", "candidate_id", "structure"}),
-]
-_LABEL_NUMBERS = (
-    "energy_per_atom",
-    "formation_energy_per_atom",
-    "initial_formation_energy_per_atom",
-    "band_gap",
-    "seconds",
-)
-
-
-def _candidate_row(candidate: Candidate) -> dict[str, Any]:
-    name = candidate.candidate_id
-    return {
-        "candidate_id": name,
-        "round": int(candidate.round),
-        "source": str(candidate.source),
-        "crystal": _to_json(candidate.crystal, f"crystal of {name}"),
-        "key": candidate.key,
-        "formula": candidate.formula,
-        "chemical_system": candidate.chemical_system,
-        "space_group": int(candidate.space_group),
-        "n_atoms": int(candidate.n_atoms),
-        "prototype": candidate.prototype,
-        "log_reward": _number(candidate.log_reward, f"log_reward of {name}"),
-        "acquisition": _number(candidate.acquisition, f"acquisition of {name}"),
-        "predictions": _to_json(candidate.predictions, f"predictions of {name}"),
-        "structure": _structure_text(candidate.structure, name),
-    }
-
-
-def _candidate(row: Row[Any]) -> Candidate:
-    predictions = _from_json(row.predictions)
-    return Candidate(
-        candidate_id=row.candidate_id,
-        round=row.round,
-        source=row.source,
-        crystal=_from_json(row.crystal),
-        key=row.key,
-        formula=row.formula,
-        chemical_system=row.chemical_system,
-        space_group=row.space_group,
-        n_atoms=row.n_atoms,
-        prototype=row.prototype,
-        log_reward=_nan(row.log_reward),
-        acquisition=_nan(row.acquisition),
-        predictions={name: (_nan(mean), _nan(std)) for name, (mean, std) in predictions.items()},
-        structure=_structure(row.structure),
-    )
-
-
-def _label_row(label: Label) -> dict[str, Any]:
-    properties = {str(name): _number(value, f"property {name}") for name, value in label.properties.items()}
-    return {
-        "status": str(label.status),
-        "reason": _plain_text(label.reason),
-        "structure": _structure_text(label.structure, "the label"),
-        **{name: _number(getattr(label, name), name) for name in _LABEL_NUMBERS},
-        "properties": _to_json(properties, "properties"),
-        "space_group_before": _whole(label.space_group_before),
-        "space_group_after": _whole(label.space_group_after),
-        "n_steps": int(label.n_steps),
-    }
-
-
-def _label(row: Row[Any]) -> Label:
-    return Label(
-        status=LabelStatus(row.status),
-        reason=row.reason,
-        structure=_structure(row.relaxed),
-        **{name: _nan(getattr(row, name)) for name in _LABEL_NUMBERS},
-        properties={name: _nan(value) for name, value in _from_json(row.properties).items()},
-        space_group_before=row.space_group_before,
-        space_group_after=row.space_group_after,
-        n_steps=row.n_steps,
-    )
-
-
-def _seen_row(candidate: Candidate) -> dict[str, Any]:
-    return {
-        "key": candidate.key,
-        "round": int(candidate.round),
-        "formula": candidate.formula,
-        "space_group": int(candidate.space_group),
-        "log_reward": _number(candidate.log_reward, f"log_reward of {candidate.candidate_id}"),
-    }
-
-
-def _seen(row: Row[Any]) -> Seen:
-    return Seen(row.key, row.round, row.formula, row.space_group, _nan(row.log_reward))
-
-
-def _number(value: float, name: str) -> float | None:
-    """Return a float for a column: None for NaN."""
-    number = float(value)
-    if math.isinf(number):
-        raise StoreError(f"{name} is {number}; the store takes finite numbers, and NaN for what is unknown")
-    return None if math.isnan(number) else number
-
-
-def _nan(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _whole(value: int | None) -> int | None:
-    return None if value is None else int(value)
-
-
-def _plain_text(value: str) -> str:
-    """Return text that every database takes: PostgreSQL refuses the null character, and both refuse half characters."""
-    return value.replace("\0", "?").encode("utf-8", "replace").decode("utf-8")
-
-
-def _to_json(value: Any, name: str, *, sort_keys: bool = False) -> str:
-    # Kept within ASCII, so that no character of it can offend a database.
-    return json.dumps(_plain(value, name), separators=(",", ":"), allow_nan=False, sort_keys=sort_keys)
-
-
-def _from_json(text: str | None) -> Any:
-    return json.loads(text or "{}")
-
-
-def _plain(value: Any, name: str) -> Any:
-    """Return what JSON can hold: NumPy values and tensors as numbers and lists, NaN as None, paths as text."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return _number(value, name)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{name}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, name) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist(), name)
-    raise StoreError(f"{name} holds a {type(value).__name__}; the store takes what JSON can hold")
-
-
-def _structure_text(structure: Structure | None, name: str) -> str | None:
-    if structure is None:
-        return None
-    if not structure.is_ordered:
-        raise StoreError(f"the structure of {name} is disordered; every site must hold one element with occupancy 1")
-    content = {
-        "lattice": structure.lattice.matrix,
-        "atomic_numbers": [site.specie.Z for site in structure],
-        "frac_coords": structure.frac_coords,
-    }
-    if any(math.isnan(number) for key in ("lattice", "frac_coords") for number in content[key].flatten().tolist()):
-        raise StoreError(f"the structure of {name} holds NaN; give no structure where there is none")
-    return _to_json(content, f"structure of {name}")
-
-
-def _structure(text: str | None) -> Structure | None:
-    if text is None:
-        return None
-    content = json.loads(text)
-    return Structure(Lattice(content["lattice"]), content["atomic_numbers"], content["frac_coords"])

@@ -19,7 +19,9 @@ from pymatgen.core import Lattice, Structure
 import discover.store
 from discover.errors import is_ours
 from discover.oracle.base import LabelStatus
-from discover.store import Seen, Store, StoreError, _from_json, _structure, _structure_text, _to_json
+from discover.store import Seen, Store, StoreError
+from discover.store_database import is_store, open_engine, parse_url
+from discover.store_records import from_json, read_structure, structure_text, to_json
 from discover.store_schema import METADATA, STEPS, schema_version, upgrade
 from tests.discover.postgres_server import PASSWORD, PASSWORD_IN_URL, postgres_server
 from tests.discover.store_examples import FAILED, LABEL, add_label, candidate
@@ -407,7 +409,7 @@ def test_the_steps_end_with_the_tables_that_queries_expect(store: Store, request
 def test_a_step_that_fails_leaves_the_store_as_it_was(url: str) -> None:
     make_first_store(url)
     broken = (STEPS[0], ("CREATE TABLE half (a INTEGER)", "CREATE TABLE half (a INTEGER)"))
-    engine = discover.store._create_engine(discover.store._parse_url(url), "it")
+    engine = open_engine(parse_url(url), "it")
     store = Store(engine, "it")
     with pytest.raises(StoreError, match="half"), store._writing() as connection:
         upgrade(connection, "it", broken)
@@ -460,7 +462,7 @@ def test_a_path_and_its_url_are_one_store(tmp_path: Path, monkeypatch: pytest.Mo
     with Store.open(Path("a store?#%.db")) as store:
         store.start_run("run", {})
     assert (tmp_path / "a store?#%.db").is_file()
-    assert discover.store.is_store(tmp_path / "a store?#%.db")
+    assert is_store(tmp_path / "a store?#%.db")
     with Store.open(":memory:") as store:
         store.start_run("run", {})
     with Store.open("sqlite:///:memory:") as store:
@@ -509,7 +511,7 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 @given(lattice=st.lists(numbers, min_size=9, max_size=9), coords=st.lists(numbers, min_size=3, max_size=3))
 def test_every_digit_of_a_structure_survives(lattice: list[float], coords: list[float]) -> None:
     structure = Structure(Lattice(lattice), ["Og"], [coords])
-    assert plain(_structure(_structure_text(structure, "it"))) == plain(structure)
+    assert plain(read_structure(structure_text(structure, "it"))) == plain(structure)
 
 
 json_values = st.recursive(
@@ -520,8 +522,8 @@ json_values = st.recursive(
 
 @given(json_values)
 def test_every_json_value_survives_as_plain_ascii(value: Any) -> None:
-    text = _to_json(value, "it")
-    assert _from_json(text) == value
+    text = to_json(value, "it")
+    assert from_json(text) == value
     assert text.isascii()
     assert "\0" not in text
 
