@@ -2,8 +2,9 @@
 
 VASP results become labels on the Materials Project's scale if they were computed with its settings
 (`discover.dft_inputs`): pymatgen's `MaterialsProject2020Compatibility` (Wang et al. 2021,
-doi:10.1038/s41598-021-94550-5) checks potentials and U and adds the corrections. A run with other settings keeps its
-total energy, and its formation energy is unknown, with the reason.
+doi:10.1038/s41598-021-94550-5) checks potentials and U and adds the corrections; functional, cutoff and pressure are
+checked here, k-points are not. A run with other settings keeps its total energy, and its formation energy is unknown,
+with the reason.
 
 Energies of Quantum ESPRESSO belong to its pseudopotentials and compare with nothing else. A formation energy needs
 energies of the elements with the same pseudopotentials and cutoffs, which the user gives; the same corrections for
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 VASP_RESULTS = ("vasprun.xml", "vasprun.xml.gz")
 #: Where pw.x leaves its results: the XML has all digits and every band, the printed output is the second choice.
 ESPRESSO_RESULTS = ("out/crystal.xml", "out/crystal.save/data-file-schema.xml", "pw.xml", "pw.out", "pw.pwo")
+_CUTOFF = 520.0  # eV, of MPRelaxSet
 _METALLIC = 1e-3  # eV; a smaller gap is none
 _JOB_DONE, _NOT_CONVERGED = "JOB DONE", "convergence NOT achieved"
 _OUT_OF_STEPS = "The maximum number of steps has been reached"
@@ -121,8 +123,11 @@ def read_vasp(path: Path, *, proposed: Structure | None = None) -> Label:
         raise DftError(f"{path} cannot be read: {_first_line(error)}") from error
     _check_composition(path, final.composition, proposed)
     parameters = {**parameters, "run_type": _RUN_TYPES.get(parameters["run_type"], parameters["run_type"])}
-    formation, reason = _formation_energy(final, energy, parameters, elemental_energies())
-    start, _ = _formation_energy(initial, first, parameters, elemental_energies())
+    reason = _other_settings(run)
+    formation = start = math.nan
+    if not reason:
+        formation, reason = _formation_energy(final, energy, parameters, elemental_energies())
+        start, _ = _formation_energy(initial, first, parameters, elemental_energies())
     return _label(
         final,
         proposed or initial,
@@ -257,6 +262,18 @@ def _result_in(place: Path) -> Path | None:
 
 
 # --- VASP ----------------------------------------------------------------------------------------
+
+
+def _other_settings(run: Vasprun) -> str:
+    """Return what sets a run apart from the Materials Project's beyond what pymatgen checks, "" if nothing does."""
+    others = [title for title in sorted(run.potcar_symbols) if not title.startswith("PAW_PBE")]
+    if others:
+        return f"no formation energy on the MP2020 scale: the potential {others[0]} is not one of PBE"
+    cutoff = run.parameters.get("ENMAX", run.incar.get("ENCUT", _CUTOFF))
+    if float(cutoff) < _CUTOFF:
+        return f"no formation energy on the MP2020 scale: the cutoff is {float(cutoff):g} eV, it has to be {_CUTOFF:g}"
+    pressure = float(run.incar.get("PSTRESS", 0.0))
+    return "" if pressure == 0 else f"no formation energy on the MP2020 scale: at a pressure of {pressure:g} kbar"
 
 
 def _vasp_gap(run: Vasprun) -> float:

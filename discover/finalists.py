@@ -238,7 +238,7 @@ def oxidation_states(structure: Structure) -> tuple[float, str, NDArray[np.float
         return score, "", None
     states = np.array(valences, dtype=np.float64)
     ions = sorted({_ion(structure, i, states) for i in range(len(structure))}, key=lambda ion: (ion.X, ion.oxi_state))
-    return score, " ".join(str(ion) for ion in ions), states
+    return score, " ".join(_ion_text(ion) for ion in ions), states
 
 
 def shortest_contact(structure: Structure, states: NDArray[np.float64] | None) -> Contact:
@@ -295,7 +295,7 @@ def bond_valence(structure: Structure, states: NDArray[np.float64] | None) -> Bo
         for total, data in zip(sums, known, strict=True)
         if data is not None and data["std"] > 0
     ]
-    means = {str(ion): float(sums[[other == ion for other in ions]].mean()) for ion in ions}
+    means = {_ion_text(ion): float(sums[[other == ion for other in ions]].mean()) for ion in ions}
     return BondValence(
         sums=means,
         global_instability=float(np.sqrt(np.mean((sums - states) ** 2))),
@@ -347,6 +347,12 @@ def _ion(structure: Structure, site: int, states: NDArray[np.float64]) -> Specie
     return Species(structure[site].specie.symbol, int(states[site]))
 
 
+def _ion_text(ion: Species) -> str:
+    """Return an ion as `discover.oxidation` writes it, such as "Na1+"."""
+    state = int(ion.oxi_state or 0)
+    return f"{ion.symbol}{abs(state)}{'+' if state > 0 else '-'}"
+
+
 def _ionic_radii(structure: Structure, states: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """Return (n_atoms,) crystal radii in Å, or None if an ion has none or a negative one, such as H+."""
     ions = [_ion(structure, i, states) for i in range(len(structure))]
@@ -388,8 +394,8 @@ _HEADER = {
     "contact": "shortest distance / radii",
     "oxidation_states": "oxidation states",
     "oxidation_score": "score",
-    "global_instability": "instability index (v.u.)",
-    "bond_valence_deviation": "largest deviation (σ)",
+    "global_instability": "bond valences: instability index (v.u.)",
+    "bond_valence_deviation": "bond valences: largest deviation (σ)",
     "symmetry": "symmetry",
     "volume_change": "volume change",
     "nearest": "nearest known",
@@ -464,7 +470,8 @@ def html_page(checks: Sequence[Checks], *, title: str, pictures: Mapping[str, by
 
 _STYLE = """<style>
 .finalists { display: flex; flex-wrap: wrap; gap: 14px; font: 14px/1.35 system-ui, sans-serif; color: #222; }
-.finalists .card { border: 1px solid #ccc; border-radius: 6px; padding: 10px 14px; width: 430px; background: #fff; }
+.finalists .card { border: 1px solid #ccc; border-radius: 6px; padding: 10px 14px; width: 430px; background: #fff;
+  break-inside: avoid; }
 .finalists h3 { margin: 0 0 6px; font-size: 18px; color: #1f5fa8; }
 .finalists h3 small { float: right; color: #666; font-weight: normal; font-size: 13px; }
 .finalists table { border-collapse: collapse; width: 100%; }
@@ -518,7 +525,8 @@ def _words(checks: Checks) -> Iterator[tuple[str, str]]:
     yield "name", checks.name
     yield "formula", checks.formula
     yield "e_above_hull", _number(checks.e_above_hull, ".3f") or f"unknown: {checks.stability_reason}"
-    yield "reaction", checks.reaction.partition(" → ")[2]
+    products = checks.reaction.partition(" → ")[2]
+    yield "reaction", f"the known phase of {products}" if products == checks.formula else products
     text = _number(contact.ratio, ".2f")
     yield "contact", f"{text} ({contact.pair} {contact.distance:.2f} Å, {contact.radii})" if text else "no neighbours"
     yield "oxidation_states", checks.oxidation_states or "none fit"

@@ -1,9 +1,9 @@
 """The known material that is nearest to a structure, in a reference that the user gives.
 
 The reference is a CSV with a column `cif`, a folder of CIF files, or an extxyz file. Materials of the same formula come
-first; where none of them matches, materials of the same anonymous formula and space group, with the elements mapped.
-Structures are compared by pymatgen's `StructureMatcher` at the tolerances of the field (`discover.metrics.matching`);
-distances are divided by (volume per atom)^(1/3), so they have no unit.
+first; where none of them matches, materials of the same anonymous formula and prototype (space group and Wyckoff
+positions), with the elements mapped. Structures are compared by pymatgen's `StructureMatcher` at the tolerances of the
+field (`discover.metrics.matching`); distances are divided by (volume per atom)^(1/3), so they have no unit.
 
 A reference may be large: it is indexed by formula, and only the materials that are compared are parsed.
 """
@@ -313,7 +313,7 @@ def _compare_all(
 
 
 def _compare(task: _Task) -> _Comparison:
-    """Return how far a structure is from a known material; of another space group nothing counts as the same type."""
+    """Return how far a structure is from a known material; one of another prototype is not of the same type."""
     matrix, coords, numbers = read_cif(task.cif)
     known = Structure(Lattice(matrix), numbers.tolist(), coords)
     prototype, space_group = _prototype(known)
@@ -321,7 +321,7 @@ def _compare(task: _Task) -> _Comparison:
     if not task.anonymous:
         found = MATCHER.get_rms_dist(task.structure, known)
         return _Comparison(math.nan if found is None else float(found[0]), same)
-    if task.space_group is not None and space_group != task.space_group:
+    if same is False or (task.space_group is not None and space_group != task.space_group):
         return _Comparison(math.nan, same)
     rms, _ = MATCHER.get_rms_anonymous(task.structure, known)
     return _Comparison(math.nan if rms is None else float(rms), same)

@@ -10,6 +10,7 @@ from discover.plots import TRAINED
 
 RADIATION = "CuKa"  # the weighted mean of Kα1 and Kα2, 1.54184 Å
 TWO_THETA = (5.0, 90.0)
+_SYMPREC = 0.01  # Å; tight enough that making the conventional cell exact moves no peak
 _LABELLED = 12  # peaks that get their indices written, the strongest
 
 
@@ -25,10 +26,10 @@ def powder_pattern(structure: Structure, *, two_theta: tuple[float, float] = TWO
 
     Returns:
         A row per peak: `two_theta` in degrees, `d` in Å, `intensity` with 100 for the strongest, `hkl` such as
-        "1 1 0", of the structure's cell as given, four indices if that is hexagonal, `multiplicity` of all planes in
+        "1 1 0", of the conventional cell, four indices if that is hexagonal, `multiplicity` of all planes in
         the peak.
     """
-    pattern = XRDCalculator(wavelength=RADIATION).get_pattern(structure, two_theta_range=two_theta)
+    pattern = XRDCalculator(wavelength=RADIATION, symprec=_SYMPREC).get_pattern(structure, two_theta_range=two_theta)
     return pd.DataFrame(
         {
             "two_theta": np.asarray(pattern.x, dtype=np.float64),

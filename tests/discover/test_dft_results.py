@@ -34,6 +34,8 @@ def vasprun(
     nelm: int = 60,
     nsw: int = 99,
     bands: tuple[float, float] = (1.0, 6.0),
+    cutoff: float = 520.0,
+    pressure: float = 0.0,
 ) -> str:
     """Return a vasprun.xml whose steps have the given total energies in eV of the cell."""
     symbols = list(dict.fromkeys(site.specie.symbol for site in structure))
@@ -73,11 +75,12 @@ def vasprun(
 <modeling>
 <generator><i name="program" type="string">vasp </i><i name="version" type="string">6.3.0 </i>
 <i name="date" type="string">2026 01 14 </i><i name="time" type="string">19:06:57 </i></generator>
-<incar>{u}</incar>
+<incar>{u}<i name="PSTRESS">{pressure}</i></incar>
 <kpoints><generation param="Gamma"><v type="int" name="divisions">1 1 1</v><v name="usershift">0 0 0</v></generation>
 <varray name="kpointlist"><v>0 0 0</v></varray><varray name="weights"><v>1.0</v></varray></kpoints>
 <parameters><i name="AEXX">0.0</i><i type="logical" name="LHFCALC"> F </i><i name="HFSCREEN">0.0</i>
 <i type="string" name="GGA">--</i><i type="logical" name="LDAU"> {"T" if hubbard else "F"} </i>
+<i name="ENMAX">{cutoff}</i>
 <i type="int" name="NELM">{nelm}</i><i type="int" name="NSW">{nsw}</i><i type="int" name="IBRION">2</i>
 <i type="int" name="ISPIN">1</i></parameters>
 <atominfo><atoms>{len(structure)}</atoms><types>{len(symbols)}</types>
@@ -130,6 +133,24 @@ def test_other_potentials_have_no_formation_energy(tmp_path) -> None:
     label = read_vasp(write(tmp_path / "vasprun.xml", text))
     assert math.isnan(label.formation_energy_per_atom)
     assert "Incompatible POTCAR" in label.reason
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"cutoff": 400.0}, "the cutoff is 400 eV, it has to be 520"),
+        ({"pressure": 10.0}, "at a pressure of 10 kbar"),
+        (
+            {"potentials": {"Na": "PAW Na_pv 28Sep2000", "Cl": "PAW Cl 02Apr1999"}},
+            "PAW Cl 02Apr1999 is not one of PBE",
+        ),
+    ],
+)
+def test_other_settings_have_no_formation_energy(tmp_path, settings, reason) -> None:
+    label = read_vasp(write(tmp_path / "vasprun.xml", vasprun(NACL, [-6.7647], **settings)))
+    assert label.status is LabelStatus.GIVEN
+    assert math.isnan(label.formation_energy_per_atom)
+    assert reason in label.reason
 
 
 def test_what_did_not_converge_is_a_failure_and_what_was_cut_short_is_not(tmp_path) -> None:

@@ -25,6 +25,7 @@ def test_the_pattern_of_halite_is_the_measured_one() -> None:
 def test_any_cell_of_a_crystal_has_the_same_peaks() -> None:
     one, other = powder_pattern(NACL), powder_pattern(NACL.get_primitive_structure())
     np.testing.assert_allclose(one["two_theta"], other["two_theta"], atol=1e-6)
+    assert one["hkl"].tolist() == other["hkl"].tolist()
     np.testing.assert_allclose(one["intensity"], other["intensity"], rtol=1e-6)
 
 
