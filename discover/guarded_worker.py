@@ -28,14 +28,13 @@ from typing import Any
 
 from pymatgen.core import Structure
 
-from discover.oracle.base import Label, LabelStatus, Oracle
+from discover.oracle.base import NUMBERS, Label, LabelStatus, Oracle
 
 START_LIMIT = 600.0  # s; models load in seconds, but from a cluster's cold file system in minutes
 _POLL = 0.1  # s between two looks at the child's memory
 _GIB = 2**30
 _START_TRIES = 3  # processes; one may be killed from outside while it loads
 _READY = "ready"
-NUMBERS = ("energy_per_atom", "formation_energy_per_atom", "initial_formation_energy_per_atom", "band_gap")
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 

@@ -12,6 +12,9 @@ from typing import Any, Protocol
 
 from pymatgen.core import Structure
 
+#: The numbers of a label that have a column of their own, in eV.
+NUMBERS = ("energy_per_atom", "formation_energy_per_atom", "initial_formation_energy_per_atom", "band_gap")
+
 
 class LabelStatus(StrEnum):
     """How labelling a structure ended; all but `FAILED` have at least one number."""

@@ -24,6 +24,7 @@ import spglib
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
+from ase.constraints import FixSymmetry
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE, LBFGS
 from ase.optimize.optimize import Optimizer
@@ -36,6 +37,8 @@ from discover.worker_pool import TaskFailure, map_in_workers
 
 OPTIMISERS: dict[str, type[Optimizer]] = {"bfgs": BFGS, "lbfgs": LBFGS, "fire": FIRE}
 VOLUME_RANGE = (1.0, 500.0)  # Å^3 per atom; outside it a cell has collapsed or flown apart
+SYMPREC = 0.01  # Å; of a structure as proposed
+SYMPREC_RELAXED = 0.1  # Å; of a relaxed one, which is as exact as fmax
 _PRIMITIVE_SYMPREC = 1e-3  # Å; translations are found, nothing is symmetrised
 _GRACE = 60.0  # s beyond the time limit after which a step that hangs is killed with its process
 
@@ -63,12 +66,15 @@ class RelaxSettings:
         max_steps: Steps of the optimiser; 0 leaves the structure as it is (single point).
         time_limit: Wall seconds per structure.
         optimiser: A key of `OPTIMISERS`.
+        keep_symmetry: Hold the space group that spglib finds with symprec 0.01 Å. CHGNet is equivariant, but rounding
+            in float32 grows where symmetry is a saddle point, and what it grows to is chance.
     """
 
     fmax: float = 0.1
     max_steps: int = 200
     time_limit: float = 300.0
     optimiser: Literal["bfgs", "lbfgs", "fire"] = "bfgs"
+    keep_symmetry: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -147,15 +153,17 @@ def single_points(
     return relax(structures, RelaxSettings(max_steps=0), n_workers=n_workers, progress=progress)
 
 
-def relax_one(structure: Structure | None, settings: RelaxSettings) -> Relaxation:
-    """Relax one structure in this process."""
+def relax_one(
+    structure: Structure | None, settings: RelaxSettings, *, calculator: Calculator | None = None
+) -> Relaxation:
+    """Relax one structure in this process, with CHGNet or another calculator on the MP2020 scale."""
     start = time.process_time()
     if structure is None:
         return _failure("no structure was generated")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # CHGNet and ASE comment on isolated atoms and odd cells; we raise
-            result = _relax(primitive_cell(structure), settings)
+            result = _relax(primitive_cell(structure), settings, calculator)
     except Exception as error:  # noqa: BLE001 - spglib, CHGNet and ASE raise many kinds
         first_line = (str(error).splitlines() or [""])[0]
         return _failure(first_line or type(error).__name__, seconds=time.process_time() - start)
@@ -191,6 +199,16 @@ def primitive_cell(structure: Structure) -> Structure:
         cell = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=_PRIMITIVE_SYMPREC) or cell
     matrix, coords, numbers = cell
     return Structure(Lattice(matrix), numbers, coords)
+
+
+def space_group(structure: Structure, symprec: float) -> int:
+    """Return the international number that spglib finds, 1 if it finds none (atoms on top of each other)."""
+    cell: Any = (structure.lattice.matrix, structure.frac_coords, [site.specie.Z for site in structure])
+    try:
+        dataset = spglib.get_symmetry_dataset(cell, symprec=symprec)
+    except spglib.SpglibError:
+        return 1
+    return 1 if dataset is None else int(dataset.number)
 
 
 class ChgnetCalculator(Calculator):
@@ -242,10 +260,12 @@ def chgnet_model() -> Any:
     return model.requires_grad_(False).eval()
 
 
-def _relax(structure: Structure, settings: RelaxSettings) -> tuple[Structure, tuple[float, float], RelaxStatus, int]:
+def _relax(
+    structure: Structure, settings: RelaxSettings, calculator: Calculator | None
+) -> tuple[Structure, tuple[float, float], RelaxStatus, int]:
     """Return the relaxed structure, energies per atom before and after, how it ended, and the number of steps."""
     _check_volume(structure.volume / len(structure))
-    if settings.max_steps == 0:
+    if settings.max_steps == 0 and calculator is None:
         energy = _single_point(structure)
         return structure, (energy, energy), RelaxStatus.SINGLE_POINT, 0
     atoms = Atoms(
@@ -253,9 +273,13 @@ def _relax(structure: Structure, settings: RelaxSettings) -> tuple[Structure, tu
         scaled_positions=structure.frac_coords,
         cell=structure.lattice.matrix,
         pbc=True,
-        calculator=ChgnetCalculator(),
+        calculator=calculator or ChgnetCalculator(),
     )
+    if settings.keep_symmetry:
+        atoms.set_constraint(FixSymmetry(atoms, symprec=SYMPREC))
     initial = _finite(atoms.get_potential_energy()) / len(atoms)
+    if settings.max_steps == 0:
+        return structure, (initial, initial), RelaxStatus.SINGLE_POINT, 0
     deadline = time.monotonic() + settings.time_limit
     status, n_steps = RelaxStatus.STEP_LIMIT, 0
     movable: Any = FrechetCellFilter(atoms)
@@ -286,7 +310,7 @@ def _structure(atoms: Any) -> Structure:
 
 def _finite(energy: float) -> float:
     if not math.isfinite(energy):
-        raise RelaxError("CHGNet gave no finite energy")
+        raise RelaxError("the potential gave no finite energy")
     return energy
 
 
