@@ -4,7 +4,7 @@ Scores that raise the uncertain belong here and nowhere else: the final list is 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -78,31 +78,43 @@ def uncertainty(predictions: Mapping[str, Prediction], names: Sequence[str]) -> 
 
 
 class Picker:
-    """Takes candidates best first, as far as the limits allow.
+    """Takes candidates best first, as far as the limits allow, each once.
 
     Args:
-        per_formula: Most of one reduced formula, over the whole campaign.
+        formulas: Reduced formula of each candidate.
+        systems: Set of elements of each candidate.
+        per_formula: Most of one formula, over the whole campaign.
         per_system: Most of one set of elements in one round.
         taken: Formulas that earlier rounds took.
+        excluded: Candidates that are not to be taken.
     """
 
-    def __init__(self, per_formula: int, per_system: int, taken: Sequence[str] = ()) -> None:
-        self._per_formula, self._per_system = per_formula, per_system
-        self._formulas, self._systems = Counter(taken), Counter[str]()
-        self._rows: set[int] = set()
+    def __init__(
+        self,
+        formulas: Sequence[str],
+        systems: Sequence[str],
+        *,
+        per_formula: int,
+        per_system: int,
+        taken: Iterable[str] = (),
+        excluded: Iterable[int] = (),
+    ) -> None:
+        self._names = list(zip(formulas, systems, strict=True))
+        self._limits = (per_formula, per_system)
+        self._counts = Counter(taken), Counter[str]()
+        self._rows = set(excluded)
 
-    def take(self, score: Tensor, formulas: Sequence[str], systems: Sequence[str], n: int) -> list[int]:
-        """Return up to `n` rows not taken before, the highest of (m,) `score` first."""
+    def take(self, score: Tensor, n: int) -> list[int]:
+        """Return up to `n` rows, the highest of (m,) `score` first."""
         found: list[int] = []
         for row in score.argsort(descending=True, stable=True).tolist():
             if len(found) == n:
                 break
-            formula, system = formulas[row], systems[row]
-            full = self._formulas[formula] >= self._per_formula or self._systems[system] >= self._per_system
-            if full or row in self._rows:
+            uses = list(zip(self._counts, self._names[row], self._limits, strict=True))
+            if row in self._rows or any(counter[name] >= limit for counter, name, limit in uses):
                 continue
-            self._formulas[formula] += 1
-            self._systems[system] += 1
+            for counter, name, _ in uses:
+                counter[name] += 1
             self._rows.add(row)
             found.append(row)
         return found

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import torch
 
-from discover.config import RunConfig
+from discover.config import OracleConfig, RunConfig
+from discover.oracle.base import Oracle
+from discover.oracle.callable import CallableOracle
+from discover.oracle.chgnet import ChgnetOracle
+from discover.oracle.matgl_model import MatglOracle
 from discover.properties import Properties
 from discover.reward import Reward, build_reward
 from discover.structure.base import StructureGenerator
@@ -22,8 +26,9 @@ from envs.errors import RestrictionError
 from envs.restrictions import SPACES, Restrictions, Space, restrict
 from policies.policy import CrystalPolicy, PolicyConfig
 from policies.pretrained import SHIPPED, UNREPRESENTABLE, Prior, load_policy
-from proxies import DensityProxy, load_ensemble, load_pretrained
+from proxies import DensityProxy, PropertyEnsemble, load_ensemble, load_pretrained
 
+PROXIES = "proxies"  # folder of the proxies that a run of several rounds leaves
 _MUCH = 0.2  # share of crystals that the prior cannot represent beyond which the user is told
 _DRAWS = 4  # of coordinates for each structure of a command
 _POOL = 8192  # most samples of the prior that training mixes in as data
@@ -52,6 +57,13 @@ def run_space(config: RunConfig) -> Space:
 def build_properties(folder: str | None) -> Properties:
     """Return the proxies in ``folder``, None for those that ship, and the exact density."""
     return Properties(load_pretrained() if folder is None else load_ensemble(Path(folder)), [DensityProxy()])
+
+
+def with_proxies(config: RunConfig, parts: Parts, ensemble: PropertyEnsemble) -> Parts:
+    """Return the parts of a run with other proxies, and the reward that follows from them."""
+    properties = Properties(ensemble, [DensityProxy()])
+    reward = build_reward(config, properties)
+    return replace(parts, properties=properties, reward=reward, target=replace(parts.target, reward=reward))
 
 
 def build_parts(config: RunConfig, *, restrictions: Restrictions | None = None) -> Parts:
@@ -97,6 +109,23 @@ def build_generator(
     return FlowMatching.load(SHIPPED_FLOW if flow is None else Path(flow) / "flow", lattice=lattice, n_draws=n_draws)
 
 
+def build_oracle(config: OracleConfig) -> Oracle:
+    """Return the oracle that a configuration names.
+
+    Raises:
+        OracleError: If its model or function cannot be used.
+    """
+    if config.name == "matgl":
+        return MatglOracle(
+            model=str(config.model), fmax=config.fmax, max_steps=config.max_steps, time_limit=config.time_limit
+        )
+    if config.name == "callable":
+        return CallableOracle(function=str(config.model))
+    return ChgnetOracle(
+        fmax=config.fmax, max_steps=config.max_steps, rattle=config.rattle, time_limit=config.time_limit
+    )
+
+
 def build_prior(config: RunConfig) -> Prior:
     """Return the run's prior, by default the one that ships."""
     policy = load_policy(SHIPPED if config.prior is None else Path(config.prior) / "prior")
@@ -138,17 +167,22 @@ def start_policy(config: RunConfig, env: CrystalEnv, prior: Prior | None) -> Cry
     return policy
 
 
-def start_trainer(config: RunConfig, parts: Parts) -> Trainer:
-    """Return the trainer of a run, with samples of the prior as its data."""
-    n_data = round(config.train.data_fraction * config.train.batch_size * config.train.n_steps)
+def start_trainer(config: RunConfig, parts: Parts, *, number: int = 1) -> Trainer:
+    """Return the trainer of a run's round, with samples of the prior as its data.
+
+    Later rounds go on with the policy of the one before, in fewer steps.
+    """
+    train = config.train if number == 1 else replace(config.train, n_steps=config.learn.sampler_steps, minutes=None)
+    n_data = round(train.data_fraction * train.batch_size * train.n_steps)
     trainer = Trainer(
         parts.env,
         parts.policy,
         parts.target,
-        config.train,
+        train,
         data=prior_samples(config, parts, min(_POOL, n_data)) if n_data else None,
         loss=config.loss,
-        seed=config.seed,
+        seed=config.seed + number - 1,
+        warm_up=number == 1,
     )
     if trainer.data_terms is not None and config.alpha_value > 0:
         outside = float((trainer.data_terms.log_prior <= UNREPRESENTABLE).double().mean())

@@ -60,7 +60,7 @@ class Column(StrEnum):
 
 #: What each column holds, with its unit; shown in the report.
 MEANING: dict[Column, str] = {
-    Column.CANDIDATE_ID: "rank in this run, also the name of the CIF file",
+    Column.CANDIDATE_ID: "rank in this run or round, also the name of the CIF file",
     Column.FORMULA: "reduced formula",
     Column.SPACE_GROUP: "international number, 1 to 230",
     Column.WYCKOFF: "element:multiplicity and letter, conventional cell",
@@ -98,6 +98,7 @@ def candidate_table(
     log_prob: Tensor,
     *,
     distinct: bool = True,
+    prefix: str = "c",
 ) -> tuple[pd.DataFrame, CrystalBatch]:
     """Return the table of candidates, best first, and the crystals in the order of its rows.
 
@@ -106,6 +107,7 @@ def candidate_table(
         predictions: density, formation_energy_per_atom, band_gap and e_above_hull of each.
         log_reward: (n,) log reward.
         log_prob: (n,) log probability under the sampler.
+        prefix: What the ids begin with.
         distinct: Keep one row, the best, of each composition, space group and set of letters.
 
     Returns:
@@ -117,7 +119,7 @@ def candidate_table(
     ranked = crystals.select(order).to("cpu")
     picked = {name: _select(prediction, order) for name, prediction in predictions.items()}
     values = {
-        Column.CANDIDATE_ID: numbered("c", len(ranked)),
+        Column.CANDIDATE_ID: numbered(prefix, len(ranked)),
         Column.LOG_REWARD: log_reward.cpu()[order].numpy(),
         Column.LOG_PROB: log_prob.cpu()[order].numpy(),
         **crystal_columns(ranked, picked),

@@ -34,6 +34,10 @@ class DataError(ValueError):
     """Data that cannot be used: a file, or a structure in it, which then has to be skipped."""
 
 
+class RunPaused(ValueError):  # noqa: N818 - nothing went wrong: somebody else has to do something first
+    """A run that waits for results from outside; the message says where and how it goes on."""
+
+
 class FetchError(ValueError):
     """A public data set that could not be downloaded or is not what was expected."""
 

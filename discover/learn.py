@@ -51,7 +51,7 @@ class LearnSettings:
     min_steps: int = 60
     max_steps: int = 600
     batch_size: int = 96  # labels per step, and as many rows of rehearsal
-    learning_rate: float = 5e-4
+    learning_rate: float = 2e-4
     weight_decay: float = 0.02
     rehearsal_weight: float = 2.0
 

@@ -23,12 +23,12 @@ from discover.config import ReportConfig, RewardConfig, RunConfig, Target
 from discover.errors import RunFolderError, main_guard
 from discover.gap_scale import INTERCEPT, RESIDUAL, SLOPE, to_pbe
 from discover.options import help_text, parse_args
+from discover.progress import FINALISTS, LABELS, NEAR_TARGET, ROUNDS, HitRule
 from discover.run_folder import RunFolder, open_run_folder
 
 SUMMARY = "summary.md"
 REFERENCE = "reference.parquet"
 TRAIN_EVENT, RESULT_EVENT = "train", "result"
-NEAR_TARGET = {"bandgap": 0.25, "density": 0.25}  # eV and g/cm^3, what counts as on target in the summary
 _SHOWN = 20
 
 _PROPERTY_OF_REWARD = {
@@ -50,6 +50,22 @@ _LABEL = {
 }
 
 
+_ROUND_HEADER = {
+    "round": "round",
+    "checked": "checked",
+    "failed": "failed",
+    "hits": "hits",
+    "hit_rate": "hit rate",
+    "formulas_of_hits": "formulas",
+    "prototypes_of_hits": "prototypes",
+    "systems_of_hits": "systems",
+    "median_e_above_hull": "median above hull (eV/atom)",
+    "mae_formation_energy": "proxy error, formation energy",
+    "within_1_std_formation_energy": "within 1σ",
+    "mae_band_gap": "proxy error, gap (eV)",
+    "within_1_std_band_gap": "within 1σ",
+    "oracle_seconds_per_hit": "CPU s per hit",
+}
 _BEST_HEADER = (
     "id",
     "formula",
@@ -72,8 +88,8 @@ _MEANING = """
 - Properties are predictions from composition, symmetry and cell, without coordinates; ± is one standard deviation,
   calibrated on held-out materials. A sampler that optimises a prediction also finds its errors: expect the truth to be
   less good than the list, and check with a relaxation.
-- A CIF file holds random coordinates on the chosen positions, the least crowded of many draws. It is a starting point
-  for a relaxation, not a predicted structure.
+- A CIF file in `structures/` holds coordinates from the structure generator: a proposal, to be relaxed. Those in
+  `relaxed/` were, with the oracle.
 - "New" says that the training data hold no material of this composition. That does not yet make it novel: look it up
   in the literature and in larger data bases. A known composition may still have a new structure.
 - An oxidation score below -5 means oxidation states that are rarely or never reported: a chemist will object.
@@ -131,13 +147,16 @@ def write_report(folder: RunFolder) -> str:
     wanted = wanted_property(config)
     pictures = _write_plots(folder, table, reference, wanted)
     results = folder.read_log(RESULT_EVENT)
-    facts = {key: value for key, value in results[-1].items() if key not in ("time", "event")} if results else {}
+    facts = (
+        {key: value for key, value in results[-1].items() if key not in ("time", "event", "round")} if results else {}
+    )
     built = {path.stem for path in folder.structures.glob("*.cif")}
     text = "\n".join(
         [
             *_asked(config),
             *_in_short(table, reference, wanted, n_built=len(built)),
             *_facts(facts),
+            *_checked(folder, config),
             *_best(table, built),
             *_pictures(pictures),
             *_meaning(config),
@@ -265,6 +284,32 @@ def _facts(facts: Mapping[str, Any]) -> list[str]:
         "|---|---|",
         *(f"| {key} | {_plain(value)} |" for key, value in facts.items()),
     ]
+
+
+def _checked(folder: RunFolder, config: RunConfig) -> list[str]:
+    """Return what the oracle found, round by round, and the best of it."""
+    if not (folder / LABELS).exists():
+        return []
+    table, rounds = pd.read_csv(folder / LABELS, keep_default_na=False, na_values=[""]), pd.read_csv(folder / ROUNDS)
+    hull = ", ".join(sorted(set(table["hull"].astype(str)))) if len(table) else ""
+    lines = [
+        "",
+        f"## Checked with {config.oracle.name}",
+        "",
+        f"A hit: {HitRule.of(config).describe()}. Failures count as no hit. Energies above hull are against: {hull}.",
+        "",
+        "| " + " | ".join(_ROUND_HEADER.values()) + " |",
+        "|---" * len(_ROUND_HEADER) + "|",
+    ]
+    cells = [[_round_cell(row[name]) for name in _ROUND_HEADER] for row in rounds.to_dict("records")]
+    lines += ["| " + " | ".join(row) + " |" for row in cells]
+    lines += ["", "The best, by what was measured (`relaxed/`, `labels.csv`, [all checks](finalists.html)):", ""]
+    lines += [(folder / f"{FINALISTS}.md").read_text(encoding="utf-8").rstrip()]
+    return lines
+
+
+def _round_cell(value: Any) -> str:
+    return "" if isinstance(value, float) and math.isnan(value) else f"{value:.3g}"
 
 
 def _best(table: pd.DataFrame, built: set[str]) -> list[str]:

@@ -238,6 +238,11 @@ class Reward:
         self._properties = properties
         self._needs = tuple(dict.fromkeys(name for factor, _ in factors for name in factor.needs))
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the properties that the factors need."""
+        return self._needs
+
     def log_reward(self, crystals: CrystalBatch) -> Tensor:
         """Return (n,) float64 log reward of each crystal, finite."""
         return self.from_predictions(crystals, self._properties.predict(crystals, self._needs))

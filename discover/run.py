@@ -1,7 +1,8 @@
-"""``python -m discover.run reward=bandgap target=1.34``: from a target property to ranked crystals.
+"""``python -m discover.run reward=bandgap target=1.34``: from a target property to ranked, checked crystals.
 
-Train the sampler on the reward, sample, predict, build the best as structures, report. Everything a
-run writes is in one folder; killed at any point, ``resume=DIR`` continues it.
+Train the sampler on the reward, sample, build the best as structures, check them with an interatomic potential; with
+``rounds=3``, learn from the checks and propose again. Everything a run writes is in one folder; killed at any point,
+``resume=DIR`` continues it.
 """
 
 import sys
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from discover import report
 from discover.build import Parts, build_parts, prior_samples, seeded, start_trainer
+from discover.campaign import Campaign
 from discover.candidates import candidate_table, crystal_keys, write_candidates
 from discover.config import RunConfig
 from discover.errors import main_guard
@@ -32,36 +34,46 @@ _MOST_DRAWS = 20  # draws per wanted candidate before a small space is taken to 
 
 
 def discover_crystals(config: RunConfig, parts: Parts, folder: RunFolder) -> None:
-    """Train, sample, build, report: the whole method, one step a line."""
-    trainer = train_sampler(config, parts, folder)
-    crystals, log_prob, n_drawn = sample_distinct(config, parts)
-    crystals, names, log_reward = write_tables(config, parts, folder, crystals, log_prob)
-    n_built, n_tried = build_structures(config, parts, folder, crystals, names)
-    folder.log(
-        report.RESULT_EVENT,
-        candidates=len(crystals),
-        draws=n_drawn,
-        structures=n_built,
-        structures_tried=n_tried,
-        best_log_reward=float(log_reward.max()),
-        proxy_queries=trainer.n_queries,
-        training_seconds=round(trainer.seconds, 1),
-    )
+    """Learn, train, sample, build, check, every round again: the whole method, one step a line."""
+    campaign = None if config.oracle.name == "none" else Campaign.open(config, folder)
+    for number in range(1, config.rounds + 1):
+        if campaign is None or not campaign.has(number):
+            parts = parts if campaign is None else campaign.teach(parts, number)
+            trainer = train_sampler(config, parts, folder, number)
+            crystals, log_prob, n_drawn = sample_distinct(config, parts, number)
+            crystals, names, log_reward = write_tables(config, parts, folder, crystals, log_prob, number)
+            if number == config.rounds:
+                build_structures(config, parts, folder, crystals, names)
+            if campaign is not None:
+                campaign.choose(number, parts, crystals, names, log_reward)
+            log_round(folder, number, crystals, log_reward, n_drawn, trainer)
+        if campaign is not None:
+            campaign.check(number)
+    if campaign is not None:
+        campaign.finish(parts)
     report.write_report(folder)
 
 
-def train_sampler(config: RunConfig, parts: Parts, folder: RunFolder) -> Trainer:
-    """Train or finish training, leaving a checkpoint at most every half minute, and return with averaged weights."""
-    trainer = start_trainer(config, parts)
-    if folder.has_checkpoint:
-        trainer.restore(*folder.load_checkpoint(CHECKPOINT_KIND))
-    train_to_the_end(trainer, config, folder)
+def train_sampler(config: RunConfig, parts: Parts, folder: RunFolder, number: int = 1) -> Trainer:
+    """Train or finish training, leaving a checkpoint at most every half minute, and return with averaged weights.
+
+    A later round starts from the averaged policy of the round before, which its checkpoint holds until there is one of
+    this round.
+    """
+    saved = folder.load_checkpoint(CHECKPOINT_KIND) if folder.has_checkpoint else None
+    goes_on = saved is not None and saved[1].get("round", 1) == number
+    if saved is not None and not goes_on:
+        parts.policy.load_state_dict(Trainer.averaged(saved[0]))
+    trainer = start_trainer(config, parts, number=number)
+    if saved is not None and goes_on:
+        trainer.restore(*saved)
+    train_to_the_end(trainer, folder, number)
     return trainer
 
 
-def train_to_the_end(trainer: Trainer, config: RunConfig, folder: RunFolder) -> None:
+def train_to_the_end(trainer: Trainer, folder: RunFolder, number: int = 1) -> None:
     """Train, with progress and checkpoints, and leave the averaged weights in the trainer's policy."""
-    saver = _Progress(trainer, folder, config)
+    saver = _Progress(trainer, folder, number)
     try:
         trainer.run(on_step=saver)
     except KeyboardInterrupt:
@@ -74,12 +86,13 @@ def train_to_the_end(trainer: Trainer, config: RunConfig, folder: RunFolder) -> 
 class _Progress:
     """Shows, logs and saves the training after every step; the checkpoint is at most half a minute old."""
 
-    def __init__(self, trainer: Trainer, folder: RunFolder, config: RunConfig) -> None:
-        self.trainer, self.folder = trainer, folder
+    def __init__(self, trainer: Trainer, folder: RunFolder, number: int) -> None:
+        self.trainer, self.folder, self.number = trainer, folder, number
         self.saved = time.monotonic()
-        self.every = max(1, config.train.n_steps // 200)
+        n_steps = trainer.config.n_steps
+        self.every = max(1, n_steps // 200)
         self.bar = tqdm(
-            total=config.train.n_steps,
+            total=n_steps,
             initial=trainer.step,
             desc="training",
             unit="step",
@@ -93,6 +106,7 @@ class _Progress:
             self.bar.set_postfix(log_reward=f"{step.mean_log_reward:.2f}", loss=f"{step.loss:.2f}")
             self.folder.log(
                 report.TRAIN_EVENT,
+                round=self.number,
                 step=step.step,
                 loss=step.loss,
                 log_reward=step.mean_log_reward,
@@ -104,7 +118,8 @@ class _Progress:
             self.save()
 
     def save(self) -> None:
-        self.folder.save_checkpoint(CHECKPOINT_KIND, *self.trainer.state())
+        tensors, state = self.trainer.state()
+        self.folder.save_checkpoint(CHECKPOINT_KIND, tensors, {**state, "round": self.number})
         self.saved = time.monotonic()
 
     def close(self) -> None:
@@ -119,12 +134,12 @@ class _Drawn:
     log_prob: list[Tensor]
 
 
-def sample_distinct(config: RunConfig, parts: Parts) -> tuple[CrystalBatch, Tensor, int]:
+def sample_distinct(config: RunConfig, parts: Parts, number: int = 1) -> tuple[CrystalBatch, Tensor, int]:
     """Return ``n_candidates`` crystals that differ in more than the lattice, their log P_F, and the draws it took.
 
     Small spaces are exhausted: after ``_MOST_DRAWS`` draws per wanted candidate, what was found is returned.
     """
-    generator = seeded(config.seed, "candidates")
+    generator = seeded(config.seed, "candidates" if number == 1 else f"candidates {number}")
     wanted = config.n_candidates
     drawn, seen, n_drawn = _Drawn([], []), set[tuple[int, ...]](), 0
     with tqdm(total=wanted, desc="sampling", unit="crystal", disable=None, file=sys.stderr) as bar:
@@ -143,12 +158,13 @@ def sample_distinct(config: RunConfig, parts: Parts) -> tuple[CrystalBatch, Tens
 
 
 def write_tables(
-    config: RunConfig, parts: Parts, folder: RunFolder, crystals: CrystalBatch, log_prob: Tensor
+    config: RunConfig, parts: Parts, folder: RunFolder, crystals: CrystalBatch, log_prob: Tensor, number: int = 1
 ) -> tuple[CrystalBatch, list[str], Tensor]:
     """Write candidates, and as many of the untrained prior to compare with; return crystals and names, best first."""
     predictions = parts.properties.predict(crystals)
     log_reward = parts.reward.from_predictions(crystals, predictions)
-    table, ranked = candidate_table(crystals, predictions, log_reward, log_prob)
+    prefix = "c" if config.rounds == 1 else f"r{number:02d}-c"
+    table, ranked = candidate_table(crystals, predictions, log_reward, log_prob, prefix=prefix)
     write_candidates(folder, table)
     reference = prior_samples(config, parts, len(ranked))
     if reference is not None:
@@ -157,7 +173,7 @@ def write_tables(
         report.write_reference(
             folder, candidate_table(reference, predictions, score, torch.zeros_like(score), distinct=False)[0]
         )
-    return ranked, table["candidate_id"].tolist(), log_reward
+    return ranked, table["candidate_id"].tolist(), torch.from_numpy(table["log_reward"].to_numpy(copy=True))
 
 
 def build_structures(
@@ -180,6 +196,21 @@ def build_structures(
                 bar.update(1)
             n_tried += len(rows)
     return n_built, n_tried
+
+
+def log_round(
+    folder: RunFolder, number: int, crystals: CrystalBatch, log_reward: Tensor, n_drawn: int, trainer: Trainer
+) -> None:
+    """Note what a round amounts to."""
+    folder.log(
+        report.RESULT_EVENT,
+        round=number,
+        candidates=len(crystals),
+        draws=n_drawn,
+        best_log_reward=float(log_reward.max()),
+        proxy_queries=trainer.n_queries,
+        training_seconds=round(trainer.seconds, 1),
+    )
 
 
 def main(words: Sequence[str]) -> None:

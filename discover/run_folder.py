@@ -80,6 +80,11 @@ class RunFolder:
         return self._subfolder("structures")
 
     @property
+    def relaxed(self) -> Path:
+        """Folder of the CIF files of relaxed structures, made on first use."""
+        return self._subfolder("relaxed")
+
+    @property
     def plots(self) -> Path:
         """Folder of the PNG files, made on first use."""
         return self._subfolder("plots")
@@ -94,6 +99,11 @@ class RunFolder:
         write_atomic(self.structures / f"{candidate_id}.cif", cif)
         return self.structures / f"{candidate_id}.cif"
 
+    def write_relaxed(self, candidate_id: str, cif: str) -> Path:
+        """Write the CIF of a relaxed candidate and return its path."""
+        write_atomic(self.relaxed / f"{candidate_id}.cif", cif)
+        return self.relaxed / f"{candidate_id}.cif"
+
     def write_plot(self, name: str, png: bytes) -> Path:
         """Write a plot and return its path."""
         write_atomic(self.plots / name, png)
@@ -102,6 +112,20 @@ class RunFolder:
     def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
         """Write a mapping as indented JSON."""
         return self.write(name, json.dumps(content, indent=2, default=_plain) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return what `write_json` wrote.
+
+        Raises:
+            RunFolderError: If the file is missing or holds something else.
+        """
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise RunFolderError(f"{self.path / name} cannot be read: {error}; name the folder of a run") from error
+        if not isinstance(content, dict):
+            raise RunFolderError(f"{self.path / name} was changed by hand; name the folder of a run")
+        return content
 
     def log(self, event: str, **values: Any) -> None:
         """Append one event with its time and values to the log.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from discover.build import Parts, build_parts, seeded
+from discover.build import PROXIES, Parts, build_parts, seeded, with_proxies
 from discover.candidates import candidate_table, crystal_keys, first_of_each, write_candidates
 from discover.config import RunConfig, SampleConfig, TrainingConfig
 from discover.errors import RunFolderError, main_guard
@@ -25,6 +25,7 @@ from discover.run_folder import RunFolder, create_run_folder, open_run_folder
 from discover.target import SamplingTarget
 from discover.train_sampler import Trainer, draw_crystals
 from envs.crystal import CrystalBatch
+from proxies import PropertyEnsemble
 
 USAGE = "python -m discover.sample run=DIR ['restrict.elements=[Fe,O]'] [correct=sir] [n=1000]"
 _SIR_DRAWS = 20  # draws per sample that is returned
@@ -92,6 +93,8 @@ def load_run(run: str, config: SampleConfig) -> tuple[RunFolder, RunConfig, Part
         raise RunFolderError(f"{run} has no checkpoint yet; finish it with python -m discover.run resume={run}")
     restrictions = None if config.restrict.is_empty else config.restrict.to_restrictions()
     parts = build_parts(run_config, restrictions=restrictions)
+    if (folder / PROXIES).is_dir():  # a run of several rounds has taught them
+        parts = with_proxies(run_config, parts, PropertyEnsemble.load(folder / PROXIES))
     tensors, state = folder.load_checkpoint(CHECKPOINT_KIND)
     trainer = Trainer(parts.env, parts.policy, parts.target, run_config.train, loss=run_config.loss)
     trainer.restore(tensors, state)

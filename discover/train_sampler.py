@@ -186,6 +186,13 @@ class Trainer:
         average.pop("n_updates")
         self.policy.load_state_dict(average)
 
+    @staticmethod
+    def averaged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the averaged weights of the policy in what ``state`` returned."""
+        average = _part(tensors, "ema.")
+        average.pop("n_updates", None)
+        return average
+
     # --- state ---------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

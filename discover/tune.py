@@ -31,8 +31,8 @@ from discover.config import DEFAULT_BETA, RunConfig, TrainConfig, TrainingConfig
 from discover.data import LABELS, prepare
 from discover.errors import ConfigError, DataError, main_guard
 from discover.options import all_keys, dump_yaml, help_text, option, parse_args
+from discover.progress import NEAR_TARGET
 from discover.properties import Properties
-from discover.report import NEAR_TARGET
 from discover.reward import UserFactor, build_reward, import_function
 from discover.run_folder import CONFIG, RunFolder, create_run_folder, open_run_folder, write_atomic
 from discover.study import FILE, Outcome, Settings, Space, Study, TrialRecord, check_study_file, open_study

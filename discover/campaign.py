@@ -1,0 +1,342 @@
+"""What a run keeps between its rounds: which candidates were chosen, what the oracle said, what was learnt from it.
+
+A choice is stored at once and whole, every label the moment it is finished, and nothing stored is ever changed. All
+that later rounds depend on is computed from the store, in the order of candidates and not of time, so that a run that
+was killed goes on as if it had not been.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from pymatgen.core import Structure
+from torch import Tensor
+from tqdm import tqdm
+
+from discover.acquire import Picker, acquisition_scores, uncertainty
+from discover.build import PROXIES, Parts, build_oracle, seeded, with_proxies
+from discover.campaign_records import IMPLIED_HULL, crystals_of, given_lesson, joined, lesson_of, record_of
+from discover.candidates import crystal_keys
+from discover.config import RunConfig
+from discover.data import prepare
+from discover.engine import Limits, Task, open_engine
+from discover.errors import ConfigError, RunPaused
+from discover.finalists import Finalist, check_finalists, checks_table, html_page, markdown_table
+from discover.learn import DataRehearsal, Rehearsal, learn, scaled, std_factors
+from discover.nearest import Reference
+from discover.oracle.base import Label, LabelStatus
+from discover.oracle.external import read_results, write_requests
+from discover.oracle.hull import Hull
+from discover.plots import png
+from discover.progress import FINALISTS, LABELS, ROUNDS, HitRule, label_table, round_table
+from discover.prototypes import prototype_keys
+from discover.run_folder import VERSIONS, RunFolder
+from discover.store import Candidate, Labelled, Store
+from discover.structure.base import cif_text
+from discover.train_proxy import ProxyTraining, split
+from discover.train_sampler import draw_crystals
+from discover.xrd import plot_pattern, powder_pattern
+from envs.crystal import CrystalBatch
+from policies.pretrained import load_prior
+from proxies import PropertyEnsemble, load_ensemble, load_pretrained
+from proxies.base import Prediction
+
+STORE = "store.sqlite"
+_FINALISTS = 12  # of which every check is shown
+EXTERNAL = "external"
+NO_COORDINATES = "no coordinates without overlapping atoms were found"
+_REHEARSED = 4096  # crystals of the prior
+_MOST_TRIED = 4  # candidates built per structure that is wanted
+
+
+class Campaign:
+    """The checked part of a run.
+
+    Args:
+        config: The run.
+        folder: Where it writes.
+        store: Where choices and labels are kept.
+        run: The run's name in the store.
+    """
+
+    def __init__(self, config: RunConfig, folder: RunFolder, store: Store, run: str) -> None:
+        self.config, self.folder, self.store, self.run = config, folder, store, run
+        self.oracle_name = config.oracle.name
+        self.oracle = None if config.oracle.name == "external" else build_oracle(config.oracle)
+        self.hull = None if config.oracle.hull is None else Hull.load(config.oracle.hull)
+        self._start = _ensemble(config.proxies)
+
+    @classmethod
+    def open(cls, config: RunConfig, folder: RunFolder) -> "Campaign":
+        """Return the campaign of a run folder, new or to be continued.
+
+        Raises:
+            StoreError: If the store cannot be opened.
+            ConfigError: If a later round could not learn.
+        """
+        if config.rounds > 1 and _ensemble(config.proxies) is None:
+            raise ConfigError(f"the proxies in {config.proxies} cannot learn from labels; use rounds=1 or networks")
+        store = Store.open(config.store if config.store is not None else folder / STORE)
+        started = folder.read_json(VERSIONS)["started"]
+        campaign = cls(config, folder, store, f"{folder.path.resolve().name} {started}")
+        store.start_run(campaign.run, {"reward": config.reward, "target": config.target, "seed": config.seed})
+        return campaign
+
+    # --- learning --------------------------------------------------------------------------------
+
+    def teach(self, parts: Parts, number: int) -> Parts:
+        """Return the parts of a round: the proxies, and with them the reward, know all labels of earlier rounds."""
+        ensemble = self.taught(number)
+        if ensemble is None:
+            return parts
+        return with_proxies(self.config, parts, ensemble)
+
+    def taught(self, number: int) -> PropertyEnsemble | None:
+        """Return the proxies of round `number`, from the folder if they were trained already; None: as at the start."""
+        labels = self.store.labels(self.run, self.oracle_name, before_round=number)
+        if self._start is None or (not labels and self.config.learn.labels is None):
+            return None
+        saved = self.folder / "rounds" / f"{number:02d}" / "proxies"
+        if (saved / "ensemble.json").exists():
+            return PropertyEnsemble.load(saved)
+        lesson = lesson_of(labels)
+        if self.config.learn.labels is not None:
+            lesson = joined(lesson, given_lesson(self.config.learn.labels))
+        ensemble = learn(self._start, lesson, self._rehearsal(self._start), seed=self.config.seed)
+        before = self.taught(number - 1) if number > 1 else None
+        newest = lesson_of([item for item in labels if item.candidate.round == number - 1], relaxed=False)
+        if len(newest):
+            ensemble = scaled(ensemble, std_factors(before or self._start, newest))
+        saved.mkdir(parents=True, exist_ok=True)
+        ensemble.save(saved)
+        return ensemble
+
+    def _rehearsal(self, start: PropertyEnsemble) -> Rehearsal | DataRehearsal:
+        if self.config.learn.data is not None:
+            return DataRehearsal(split(prepare(self.config.learn.data), ProxyTraining()))
+        prior = load_prior("any")
+        generator = seeded(self.config.seed, "rehearsal")
+        crystals = CrystalBatch.cat([c for c, _ in draw_crystals(prior.env, prior.policy, _REHEARSED, generator)])
+        return Rehearsal(crystals, start, generator)
+
+    # --- choosing --------------------------------------------------------------------------------
+
+    def has(self, number: int) -> bool:
+        """Return whether a round has chosen its candidates."""
+        return number in self.store.rounds(self.run)
+
+    def choose(
+        self, number: int, parts: Parts, crystals: CrystalBatch, names: Sequence[str], log_reward: Tensor
+    ) -> None:
+        """Choose, build and store the candidates of a round, and write the CIF files of those that were built.
+
+        Args:
+            number: The round, from 1.
+            parts: Reward, proxies and structure generator of the round.
+            crystals: Distinct crystals of the sampler.
+            names: Their ids.
+            log_reward: (n,) of each.
+        """
+        predictions = parts.properties.predict(crystals)
+        earlier = self.store.candidates(self.run)
+        keys = [" ".join(map(str, key)) for key in crystal_keys(crystals)]
+        known = {candidate.key for candidate in earlier}
+        rankings = self._rankings(number, parts, crystals, predictions)
+        formulas, systems = crystals.formulas(), crystals.chemical_systems()
+        prototypes = prototype_keys(crystals).tolist() if parts.env.space.wyckoff else [""] * len(crystals)
+        settings = self.config.acquire
+        picker = Picker(
+            formulas,
+            systems,
+            per_formula=settings.per_formula,
+            per_system=settings.per_system,
+            taken=[candidate.formula for candidate in earlier],
+            excluded=[row for row, key in enumerate(keys) if key in known],
+        )
+        chosen = []
+        with tqdm(total=self.config.round_budget(number), desc="building", disable=None, file=sys.stderr) as bar:
+            for source, (ranking, n) in rankings.items():
+                for row, structure in self._build(number, parts, crystals, source, ranking, n, picker):
+                    bar.update(structure is not None)
+                    chosen.append(
+                        Candidate(
+                            candidate_id=names[row],
+                            round=number,
+                            source=source,
+                            crystal=record_of(crystals, row),
+                            key=keys[row],
+                            formula=formulas[row],
+                            chemical_system=systems[row],
+                            space_group=int(crystals.space_group[row]),
+                            n_atoms=int(crystals.n_atoms[row]),
+                            prototype=str(prototypes[row]),
+                            log_reward=float(log_reward[row]),
+                            acquisition=float(ranking[row]),
+                            predictions=_values_of(predictions, row),
+                            structure=structure,
+                        )
+                    )
+        for candidate in chosen:
+            if candidate.structure is not None:
+                self.folder.write_structure(candidate.candidate_id, cif_text(candidate.structure))
+        self.store.add_round(self.run, number, chosen, {"acquisition": settings.name, "proposed": len(crystals)})
+
+    def _rankings(
+        self, number: int, parts: Parts, crystals: CrystalBatch, predictions: Mapping[str, Prediction]
+    ) -> dict[str, tuple[Tensor, int]]:
+        """Return the (n,) score and the number of structures of each source; the last round does not explore."""
+        settings, budget = self.config.acquire, self.config.round_budget(number)
+        score = acquisition_scores(
+            settings.name,
+            parts.reward,
+            crystals,
+            predictions,
+            kappa=settings.kappa,
+            generator=seeded(self.config.seed, f"acquire {number}"),
+        )
+        n_explore = 0 if number == self.config.rounds else round(settings.explore * budget)
+        unsure = uncertainty(predictions, parts.reward.needs or ("formation_energy_per_atom",))
+        return {"explore": (unsure, n_explore), "sampler": (score, budget - n_explore)}
+
+    def _build(
+        self, number: int, parts: Parts, crystals: CrystalBatch, source: str, ranking: Tensor, n: int, picker: Picker
+    ) -> Iterator[tuple[int, Structure | None]]:
+        """Yield rows and their structures, best first, until `n` are built; those that could not be come too."""
+        n_built, n_tried = 0, 0
+        while n_built < n and n_tried < _MOST_TRIED * n:
+            rows = picker.take(ranking, n - n_built)
+            if not rows:
+                return
+            draws = seeded(self.config.seed, f"structures {number} {source} {n_tried}")
+            structures = parts.generator.generate(crystals.select(rows), draws)
+            yield from zip(rows, structures, strict=True)
+            n_built += sum(structure is not None for structure in structures)
+            n_tried += len(rows)
+
+    # --- checking --------------------------------------------------------------------------------
+
+    def check(self, number: int) -> None:
+        """Label what a round chose and has no label yet, and write the relaxed structures.
+
+        Raises:
+            RunPaused: If the oracle is external and has not answered all.
+        """
+        waiting = self.store.unlabelled(self.run, number, self.oracle_name)
+        for candidate in waiting:
+            if candidate.structure is None:
+                self._record(candidate, Label(status=LabelStatus.FAILED, reason=NO_COORDINATES))
+        asked = {c.candidate_id: c for c in waiting if c.structure is not None}
+        tasks = [Task(name, c.structure) for name, c in asked.items() if c.structure is not None]
+        if not tasks:
+            return
+        if self.oracle is None:
+            self._check_outside(number, asked, tasks)
+            return
+        settings = self.config.engine
+        limits = Limits(seconds=self.config.oracle.time_limit, memory_gb=self.config.oracle.memory_limit)
+        config_file = None if settings.config is None else Path(settings.config)
+        total = len(self.store.candidates(self.run, number))
+        with (
+            open_engine(settings.name, n_workers=settings.workers, config_file=config_file) as engine,
+            tqdm(
+                total=total,
+                initial=total - len(tasks),
+                desc=f"checking with {self.oracle_name}",
+                unit="structure",
+                disable=None,
+                file=sys.stderr,
+            ) as bar,
+        ):
+            for name, label in engine.label(self.oracle, tasks, limits):
+                self._record(asked[name], label)
+                bar.update(1)
+
+    def _check_outside(self, number: int, asked: Mapping[str, Candidate], tasks: Sequence[Task]) -> None:
+        folder = self.folder / EXTERNAL / f"{number:02d}"
+        write_requests(folder, tasks)
+        answers = read_results(folder, tasks)
+        for name, label in answers.items():
+            self._record(asked[name], label)
+        if missing := len(tasks) - len(answers):
+            raise RunPaused(
+                f"{missing} of {len(tasks)} structures of round {number} wait for results in {folder}; see the README "
+                f"there, then continue with: python -m discover.run resume={self.folder.path}"
+            )
+
+    def _record(self, candidate: Candidate, label: Label) -> None:
+        self.store.add_label(
+            self.run,
+            candidate.candidate_id,
+            self.oracle_name,
+            label,
+            e_above_hull=self._above_hull(candidate, label),
+            hull=IMPLIED_HULL if self.hull is None else str(self.config.oracle.hull),
+            settings={} if self.oracle is None else self.oracle.describe(),
+        )
+        if label.structure is not None:
+            self.folder.write_relaxed(candidate.candidate_id, cif_text(label.structure))
+
+    def _above_hull(self, candidate: Candidate, label: Label) -> float:
+        """Return the energy above hull in eV/atom, NaN where unknown.
+
+        Without a hull file, the hull is what the proxies of the start imply: formation energy minus energy above hull.
+        """
+        energy = label.formation_energy_per_atom
+        if self.hull is not None:
+            structure = label.structure or candidate.structure
+            return (
+                float("nan")
+                if structure is None
+                else float(self.hull.e_above_hull([structure.composition], [energy])[0])
+            )
+        if self._start is None:
+            return float("nan")
+        predicted = self._start.predict_all(crystals_of([candidate.crystal]))
+        hull = predicted["formation_energy_per_atom"].mean - predicted["e_above_hull"].mean
+        return energy - float(hull[0])
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def finish(self, parts: Parts) -> None:
+        """Write the tables of labels and rounds, and, after more than one round, the proxies that know all labels."""
+        labelled = self.store.labels(self.run, self.oracle_name)
+        table = label_table(labelled, HitRule.of(self.config), parts.reward)
+        self.folder.write(LABELS, table.to_csv(index=False, float_format="%.6g"))
+        self.folder.write(ROUNDS, round_table(table).to_csv(index=False, float_format="%.6g"))
+        self._write_finalists(labelled, table)
+        if self.config.rounds > 1 and (ensemble := self.taught(self.config.rounds + 1)) is not None:
+            ensemble.save(self.folder / PROXIES)
+        self.store.close()
+
+    def _write_finalists(self, labelled: Sequence[Labelled], table: pd.DataFrame) -> None:
+        """Write what a chemist checks of the best: hits first, then by the reward of what was measured."""
+        order = [] if table.empty else table.sort_values(["hit", "checked_log_reward"], ascending=False).index
+        best = [(labelled[row].candidate, labelled[row].label) for row in order]
+        finalists = [
+            Finalist(
+                name=candidate.candidate_id,
+                built=candidate.structure,
+                relaxed=label.structure,
+                formation_energy=label.formation_energy_per_atom,
+            )
+            for candidate, label in best
+            if label.structure is not None
+        ][:_FINALISTS]
+        reference = None if self.config.reference is None else Reference.load(self.config.reference)
+        checks = check_finalists(finalists, hull=self.hull, reference=reference)
+        pictures = {item.name: png(plot_pattern(powder_pattern(item.relaxed), item.name)) for item in finalists}
+        self.folder.write(f"{FINALISTS}.csv", checks_table(checks).to_csv(index=False, float_format="%.6g"))
+        self.folder.write(f"{FINALISTS}.md", markdown_table(checks) + "\n")
+        page = html_page(checks, title=f"Finalists of {self.folder.path.name}", pictures=pictures)
+        self.folder.write(f"{FINALISTS}.html", page)
+
+
+def _values_of(predictions: Mapping[str, Prediction], row: int) -> dict[str, tuple[float, float]]:
+    return {name: (float(item.mean[row]), float(item.std[row])) for name, item in predictions.items()}
+
+
+def _ensemble(folder: str | None) -> PropertyEnsemble | None:
+    """Return the proxies that a run starts with, None where they are of a kind that cannot learn."""
+    ensemble = load_pretrained() if folder is None else load_ensemble(Path(folder))
+    return ensemble if isinstance(ensemble, PropertyEnsemble) else None

@@ -1,0 +1,113 @@
+"""Candidates and labels as other parts take them: crystals of stored records, lessons for proxies, measured rewards."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from discover.data import batch_orbits, orbits_of_structure, prepare
+from discover.errors import DataError
+from discover.learn import LABEL_ORDER, Lesson
+from discover.oracle.base import Label
+from discover.store import Labelled
+from envs.crystal import CrystalBatch
+from proxies import DensityProxy
+from proxies.base import Prediction
+
+IMPLIED_HULL = "implied by the proxies"
+_METAL = 0.05  # eV; a smaller gap of a structure counts as none
+
+
+def lesson_of(labelled: Sequence[Labelled], *, relaxed: bool = True) -> Lesson:
+    """Return what proxies learn from labels: each crystal as it was proposed, and as it came out of the relaxation.
+
+    The first teaches what becomes of a proposal, the second what the relaxed crystal is. Failures have no numbers, and
+    are left out.
+    """
+    known = [item for item in labelled if _numbers(item) is not None]
+    crystals = [crystals_of([item.candidate.crystal]) for item in known]
+    labels = [_numbers(item) for item in known]
+    for item in known if relaxed else ():
+        if item.label.structure is None:
+            continue
+        try:
+            orbits = orbits_of_structure(item.label.structure)
+        except DataError:
+            continue  # spglib finds no consistent symmetry: the proposal still counts
+        crystals.append(batch_orbits([orbits])[0])
+        labels.append(_numbers(item))
+    if not crystals:
+        return Lesson(crystals_of([]), torch.zeros(0, 3, dtype=torch.float64))
+    return Lesson(CrystalBatch.cat(crystals), torch.tensor(labels, dtype=torch.float64))
+
+
+def given_lesson(path: str) -> Lesson:
+    """Return the labels of a user's file.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    data = prepare(path)
+    return Lesson(data.crystals, torch.stack([data.labels[name] for name in LABEL_ORDER], dim=1))
+
+
+def joined(first: Lesson, second: Lesson) -> Lesson:
+    """Return two lessons as one."""
+    return Lesson(CrystalBatch.cat([first.crystals, second.crystals]), torch.cat([first.labels, second.labels]))
+
+
+def _numbers(item: Labelled) -> tuple[float, float, float] | None:
+    gap = item.label.band_gap
+    values = (
+        item.label.formation_energy_per_atom,
+        math.nan if item.hull == IMPLIED_HULL else item.e_above_hull,  # proxies do not teach themselves
+        0.0 if gap < _METAL else gap,
+    )
+    return None if all(math.isnan(value) for value in values) else values
+
+
+def record_of(crystals: CrystalBatch, row: int) -> dict[str, Any]:
+    """Return one crystal as JSON holds it."""
+    used = crystals.counts[row] > 0
+    return {
+        "space_group": int(crystals.space_group[row]),
+        "elements": crystals.elements[row][used].tolist(),
+        "letters": crystals.letters[row][used].tolist(),
+        "counts": crystals.counts[row][used].tolist(),
+        "lattice": crystals.lattice_parameters[row].tolist(),
+    }
+
+
+def crystals_of(records: Iterable[Mapping[str, Any]]) -> CrystalBatch:
+    """Return crystals that `record_of` wrote."""
+    rows = list(records)
+    width = max((len(row["elements"]) for row in rows), default=1)
+
+    def padded(name: str, value: int) -> Tensor:
+        values = [[*row[name], *[value] * (width - len(row[name]))] for row in rows]
+        return torch.tensor(values, dtype=torch.int64).reshape(len(rows), width)
+
+    return CrystalBatch(
+        torch.tensor([row["space_group"] for row in rows], dtype=torch.int64),
+        padded("elements", 0),
+        padded("letters", -1),
+        padded("counts", 0),
+        torch.tensor([row["lattice"] for row in rows], dtype=torch.float64).reshape(len(rows), 6),
+    )
+
+
+def measured(labels: Sequence[Label], e_above_hull: Sequence[float], crystals: CrystalBatch) -> dict[str, Prediction]:
+    """Return what was measured as sure predictions of each property, NaN where there is no number; (n,) each."""
+
+    def sure(values: Sequence[float], *, metal: bool = False) -> Prediction:
+        mean = torch.tensor(values, dtype=torch.float64)
+        return Prediction(mean, torch.zeros_like(mean), (mean < _METAL).double() if metal else None)
+
+    return {
+        "formation_energy_per_atom": sure([label.formation_energy_per_atom for label in labels]),
+        "e_above_hull": sure(e_above_hull),
+        "band_gap": sure([label.band_gap for label in labels], metal=True),
+        "density": DensityProxy().predict(crystals),
+    }

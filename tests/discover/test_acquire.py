@@ -1,0 +1,89 @@
+"""Scores of candidates and the limits under which they are taken."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from discover.acquire import Picker, acquisition_scores, taken_at, uncertainty
+from discover.config import RewardConfig
+from discover.properties import Properties
+from discover.reward import build_reward
+from envs.crystal import CrystalBatch
+from proxies import DensityProxy, load_pretrained
+from proxies.base import Prediction
+
+
+def crystals(n: int) -> CrystalBatch:
+    return CrystalBatch(
+        torch.full((n,), 225),
+        torch.tensor([[11, 17]] * n),
+        torch.tensor([[0, 1]] * n),
+        torch.ones(n, 2, dtype=torch.int64),
+        torch.tensor([[5.6, 5.6, 5.6, 90.0, 90.0, 90.0]] * n, dtype=torch.float64),
+    )
+
+
+def scores(
+    name: str, predictions: dict[str, Prediction], n: int, *, kappa: float = 1.0, **settings: Any
+) -> torch.Tensor:
+    config = RewardConfig(**settings)
+    reward = build_reward(config, Properties(load_pretrained(), [DensityProxy()]))
+    generator = torch.Generator().manual_seed(0)
+    return acquisition_scores(name, reward, crystals(n), predictions, kappa=kappa, generator=generator)
+
+
+def numbers(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_optimism_prefers_the_uncertain_and_expectation_does_not() -> None:
+    hull = {"e_above_hull": Prediction(numbers(0.15, 0.15), numbers(0.02, 0.3))}
+    optimistic = scores("ucb", hull, 2, reward="stability")
+    greedy = scores("greedy", hull, 2, reward="stability")
+    assert optimistic[1] > optimistic[0]
+    assert optimistic[1] == pytest.approx(0.0, abs=1e-6)  # 0.15 - 0.3 lies below the limit
+    assert float(greedy.max()) < -5  # both means lie above it
+    energy = {"formation_energy_per_atom": Prediction(numbers(-2.0, -2.0), numbers(0.02, 0.3))}
+    expected = scores("expected", energy, 2, reward="formation_energy")
+    assert expected[0] > expected[1]
+
+
+def test_no_optimism_is_greedy_and_random_is_neither() -> None:
+    gap = {
+        "band_gap": Prediction(numbers(1.3, 0.4, 2.0), numbers(0.2, 0.4, 0.3), numbers(0.01, 0.7, 0.02)),
+        "e_above_hull": Prediction(numbers(0.02, 0.02, 0.02), numbers(0.01, 0.01, 0.01)),
+    }
+    asked = {"reward": "bandgap", "target": 1.34}
+    torch.testing.assert_close(scores("ucb", gap, 3, kappa=0.0, **asked), scores("greedy", gap, 3, **asked))
+    assert scores("greedy", gap, 3, **asked).argmax() == 0
+    drawn = scores("random", gap, 3, **asked)
+    assert bool(((drawn >= 0) & (drawn < 1)).all())
+    assert len(drawn.unique()) == 3
+
+
+def test_a_likely_metal_is_taken_for_one() -> None:
+    gap = Prediction(numbers(0.3, 1.2), numbers(0.5, 0.5), numbers(0.8, 0.1))
+    sure = taken_at(gap, 0.0)
+    assert sure.p_metal.tolist() == [1.0, 0.0]
+    assert sure.mean.tolist() == pytest.approx([0.0, 1.2 / 0.9])
+
+
+def test_limits_on_formulas_hold_over_rounds_and_on_systems_within_one() -> None:
+    formulas, systems = ["A", "A", "A", "B", "C"], ["x", "x", "x", "x", "y"]
+    picker = Picker(formulas, systems, per_formula=2, per_system=3, taken=["A"], excluded=[4])
+    score = numbers(5, 4, 3, 2, 1)
+    assert picker.take(score, 1) == [0]
+    assert picker.take(score, 9) == [3]  # one more A would be the third, C is excluded
+    assert picker.take(score, 9) == []
+
+
+def test_uncertainty_compares_properties_in_their_own_units() -> None:
+    predictions = {
+        "band_gap": Prediction(numbers(1, 1, 1), numbers(0.1, 0.2, 0.3)),
+        "e_above_hull": Prediction(numbers(1, 1, 1), numbers(0.03, 0.02, 0.01)),
+    }
+    total = uncertainty(predictions, ["band_gap", "e_above_hull"])
+    assert total.tolist() == pytest.approx([2.0, 2.0, 2.0])
+    assert math.isfinite(float(total.sum()))

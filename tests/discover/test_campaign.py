@@ -1,0 +1,236 @@
+"""Rounds of a run: chosen, checked, learnt from, resumed after a kill at any point, refused where senseless."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from discover import run, sample
+from discover.campaign import STORE
+from discover.campaign_records import crystals_of, lesson_of, record_of
+from discover.errors import ConfigError, RunPaused
+from discover.oracle.base import Label, LabelStatus
+from discover.progress import LABELS, ROUNDS, HitRule, round_table
+from discover.store import Candidate, Labelled, Store
+from envs.crystal import CrystalBatch
+from proxies.base import Prediction
+
+TINY = [
+    "reward=stability",
+    "train.n_steps=3",
+    "train.batch_size=32",
+    "learn.sampler_steps=2",
+    "n_candidates=40",
+    "n_structures=2",
+    "rounds=2",
+    "oracle.budget=6",
+    "oracle.name=callable",
+    "oracle.model=toy_oracle:energy",
+    "engine.workers=0",
+    "restrict.elements=[Na,Mg,Al,O,S,Cl]",
+    "restrict.n_elements=[2,3]",
+]
+#: A formation energy that anybody can compute: a pair potential would do no better for a test of the loop.
+ORACLE = """
+def energy(structure):
+    if structure.composition.reduced_formula.startswith("Al"):
+        raise RuntimeError("no aluminium here")
+    return -1.0 - 0.1 * len(structure.composition) - 0.001 * structure.density
+"""
+
+
+@pytest.fixture
+def oracle_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "toy_oracle.py").write_text(ORACLE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def labels(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / LABELS, keep_default_na=False, na_values=[""])
+
+
+def test_two_rounds_leave_labels_tables_proxies_and_a_sampler_that_uses_them(oracle_here: Path, capsys) -> None:
+    folder = oracle_here / "run"
+    run.main([*TINY, f"output={folder}"])
+    table = labels(folder)
+    checked = table[table["status"] != "failed"]
+    assert table["round"].tolist() == sorted(table["round"])
+    assert set(table["round"]) == {1, 2}
+    assert (checked["status"] == "given").all()
+    assert table["candidate_id"].is_unique
+    assert set(pd.read_csv(folder / ROUNDS)["round"]) == {1, 2}
+    assert (folder / "proxies" / "ensemble.json").exists()
+    for name in table.loc[table["status"] != "failed", "candidate_id"]:
+        assert (folder / "structures" / f"{name}.cif").exists()
+    summary = (folder / "summary.md").read_text()
+    assert "## Checked with callable" in summary
+    assert "implied by the proxies" in summary
+    assert "<html" in (folder / "finalists.html").read_text()
+    sample.main([f"run={folder}", "n=5"])
+    assert "5 crystals" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_point_ends_with_the_same_store(oracle_here: Path) -> None:
+    """Killed after growing times and resumed each time, against a run that nobody disturbed."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(Path(__file__).parents[2])])}
+
+    def start(*words: str) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "discover.run", *words]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    whole, killed = oracle_here / "whole", oracle_here / "killed"
+    assert start(*TINY, f"output={whole}").wait() == 0
+    process = start(*TINY, f"output={killed}")
+    deadline = time.monotonic() + 120
+    while not (killed / STORE).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pause in (0.5, 3.0):
+        time.sleep(pause)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process = start(f"resume={killed}")
+        time.sleep(4.0)
+    assert process.wait() == 0
+    wanted, found = labels(whole), labels(killed)
+    columns = ["candidate_id", "formula", "status", "formation_energy", "log_reward"]
+    pd.testing.assert_frame_equal(found[columns], wanted[columns], rtol=1e-6)
+
+
+def test_answers_from_outside_are_waited_for_and_read(oracle_here: Path) -> None:
+    folder = oracle_here / "outside"
+    words = [w for w in TINY if not w.startswith(("oracle", "rounds", "learn", "engine"))]
+    with pytest.raises(RunPaused, match=r"of 3 structures of round 1 wait for results"):
+        run.main([*words, "oracle.name=external", "oracle.budget=3", f"output={folder}"])
+    asked = folder / "external" / "01"
+    template = next(asked.glob("*.csv"))
+    table = pd.read_csv(template, dtype=str, keep_default_na=False)
+    table["formation_energy_per_atom"] = ["-1.5", "-1.6", ""]
+    table.iloc[:2].to_csv(asked / "results.csv", index=False)
+    with pytest.raises(RunPaused, match=r"1 of 3 structures"):
+        run.main([f"resume={folder}"])
+    table["formation_energy_per_atom"] = ["-1.5", "-1.6", "-1.7"]
+    table.to_csv(asked / "results.csv", index=False)
+    run.main([f"resume={folder}"])
+    assert sorted(labels(folder)["formation_energy"].dropna()) == [-1.7, -1.6, -1.5]
+
+
+def test_without_an_oracle_nothing_is_checked(oracle_here: Path) -> None:
+    folder = oracle_here / "plain"
+    words = [w for w in TINY if not w.startswith(("oracle", "rounds", "learn", "engine"))]
+    run.main([*words, "oracle.name=none", f"output={folder}"])
+    assert not (folder / STORE).exists()
+    assert "Checked with" not in (folder / "summary.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["oracle.budget=0"], "oracle.budget must be at least 1"),
+        (["rounds=0"], "rounds must be at least 1"),
+        (["rounds=3", "oracle.budget=2"], "less than one structure for each"),
+        (["oracle.name=none", "rounds=2"], "oracle.name=none checks nothing; drop rounds"),
+        (["oracle.name=callable"], "needs oracle.model, module:function"),
+        (["oracle.model=x"], "oracle.model does nothing"),
+        (["engine.name=parsl"], "belong together"),
+        (["acquire.explore=2"], "acquire.explore must be in"),
+        (["learn.sampler_steps=9"], "applies to later rounds"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(words: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run.main(["reward=stability", *words, f"output={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()
+
+
+# --- records and measures --------------------------------------------------------------------------
+
+
+def labelled(name: str, number: int, *, energy: float, gap: float = math.nan, status: str = "converged") -> Labelled:
+    salt = CrystalBatch(
+        torch.tensor([225]),
+        torch.tensor([[11, 17, 0]]),
+        torch.tensor([[0, 1, -1]]),
+        torch.tensor([[1, 1, 0]]),
+        torch.tensor([[5.6, 5.6, 5.6, 90.0, 90.0, 90.0]], dtype=torch.float64),
+    )
+    candidate = Candidate(
+        candidate_id=name,
+        round=number,
+        source="sampler",
+        crystal=json.loads(json.dumps(record_of(salt, 0))),
+        key=name,
+        formula="NaCl",
+        chemical_system="Cl-Na",
+        space_group=225,
+        n_atoms=2,
+        prototype="1",
+        log_reward=-1.0,
+        acquisition=-1.0,
+        predictions={"e_above_hull": (0.05, 0.1), "band_gap": (1.0, 0.2)},
+        structure=None,
+    )
+    label = Label(
+        status=LabelStatus(status),
+        formation_energy_per_atom=energy,
+        band_gap=gap,
+        seconds=2.0,
+        reason="",
+    )
+    return Labelled(candidate, label, energy + 2.0, "hull.csv")
+
+
+def test_records_and_lessons_keep_crystals_and_leave_out_what_has_no_number() -> None:
+    items = [labelled("a", 1, energy=-1.95, gap=0.01), labelled("b", 1, energy=math.nan, status="failed")]
+    back = crystals_of([item.candidate.crystal for item in items])
+    assert back.wyckoff_strings() == ["Na:4a Cl:4b"] * 2
+    lesson = lesson_of(items)
+    assert lesson.labels.tolist() == [pytest.approx([-1.95, 0.05, 0.0])]
+    assert len(crystals_of([])) == 0
+
+
+class NoReward:
+    needs = ()
+
+    def from_predictions(self, crystals: CrystalBatch, predictions: dict[str, Prediction]) -> torch.Tensor:
+        assert len(crystals) == len(predictions["e_above_hull"].mean)
+        return -predictions["e_above_hull"].mean
+
+
+def test_rounds_count_failures_and_measure_errors_before_learning() -> None:
+    from discover.progress import label_table  # noqa: PLC0415
+
+    items = [
+        labelled("a", 1, energy=-1.95, gap=1.3),
+        labelled("b", 1, energy=-1.5, gap=1.3),
+        labelled("c", 1, energy=math.nan, status="failed"),
+        labelled("d", 2, energy=-1.97, gap=3.0),
+    ]
+    rule = HitRule(0.1, {"bandgap": (1.34, 0.25)})
+    rounds = round_table(label_table(items, rule, NoReward())).set_index("round")
+    assert rounds.loc[1, ["checked", "failed", "hits"]].tolist() == [3, 1, 1]
+    assert rounds.loc[1, "hit_rate"] == pytest.approx(1 / 3)
+    assert rounds.loc[1, "mae_e_above_hull"] == pytest.approx((0.0 + 0.45) / 2)
+    assert rounds.loc[1, "within_1_std_e_above_hull"] == pytest.approx(0.5)
+    assert rounds.loc[1, "oracle_seconds_per_hit"] == pytest.approx(6.0)
+    assert rounds.loc[2, ["hits", "hits_so_far"]].tolist() == [0, 1]  # a gap of 3 eV is off target
+
+
+def test_the_store_refuses_a_second_choice(oracle_here: Path) -> None:
+    folder = oracle_here / "once"
+    run.main([*TINY, f"output={folder}"])
+    with Store.open(folder / STORE) as store:
+        (name,) = store.runs()
+        assert store.rounds(name) == [1, 2]
+        assert all(candidate.round in (1, 2) for candidate in store.candidates(name))
+        assert not store.unlabelled(name, 2, "callable")
