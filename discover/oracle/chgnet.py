@@ -1,8 +1,9 @@
 """The default oracle: relaxation with CHGNet, first within the proposed symmetry, then released from it.
 
 A relaxation that starts on symmetric positions cannot leave them, however far downhill the way would lead. So the
-relaxed structure is shaken a little and relaxed again without symmetry. Of 22 crystals drawn from the prior six then
-fell by more than 1 meV/atom, five of them by 0.1 to 0.75 eV/atom; the second stage took as long as the first.
+relaxed structure is shaken a little and relaxed again without symmetry. Of 39 crystals drawn from the prior 13 then
+fell by more than 1 meV/atom, 8 of them by 0.1 to 0.8 eV/atom; the second stage nearly doubled the time (2.5 instead of
+1.3 CPU seconds a structure).
 """
 
 import hashlib
@@ -83,16 +84,22 @@ class ChgnetOracle:
         )
         first = best = relax_one(structure, settings)
         n_steps = first.n_steps
-        steps_left, time_left = self.max_steps - n_steps, deadline - time.monotonic()
-        if first.structure is not None and before > 1 and self.rattle > 0 and steps_left > 0 and time_left > 0:
-            released = relax_one(
-                rattled(first.structure, self.rattle, seed=seed_of(structure)),
-                RelaxSettings(fmax=self.fmax, max_steps=steps_left, time_limit=time_left),
-            )
+        released = self._release(first, seed_of(structure), deadline) if before > 1 and self.rattle > 0 else None
+        if released is not None:
             n_steps += released.n_steps
             if first.energy - released.energy > SYMMETRY_LOST:
                 best = released
         return _label(first, best, before=before, n_steps=n_steps, seconds=time.process_time() - start)
+
+    def _release(self, first: Relaxation, seed: int, deadline: float) -> Relaxation | None:
+        """Return the second stage, None if the first one failed or left no steps or time."""
+        steps_left, time_left = self.max_steps - first.n_steps, deadline - time.monotonic()
+        if first.structure is None or steps_left <= 0 or time_left <= 0:
+            return None
+        if why_implausible(first.structure, first.formation_energy):
+            return None
+        settings = RelaxSettings(fmax=self.fmax, max_steps=steps_left, time_limit=time_left)
+        return relax_one(rattled(first.structure, self.rattle, seed=seed), settings)
 
 
 def rattled(structure: Structure, size: float, *, seed: int) -> Structure:
