@@ -28,7 +28,7 @@ CLOSEST_CONTACT = 0.5
 FARTHEST_NEIGHBOUR = 1.75
 
 #: Å, below which two halogens are a molecule (F2: 1.42, Cl2: 1.99). No known compound contains one: among 400 rows each
-#: the closest F-F is 1.73 (the ion F3- in RbF3), the closest Cl-Cl above 2.9. The MP2020 correction of an anion (F 0.46,
+#: the closest F-F is 1.73 (F3- in RbF3), the closest Cl-Cl above 2.9. The MP2020 correction of an anion (F 0.46,
 #: Cl 0.61 eV), which CHGNet's energies contain, is then given to an atom that is none. I-I bonds are in 5 % of iodides.
 HALOGEN_MOLECULES = {"F": 1.65, "Cl": 2.4}
 
