@@ -9,7 +9,8 @@ fell by more than 1 meV/atom, 8 of them by 0.1 to 0.8 eV/atom; the second stage 
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from pymatgen.core import Structure
 
+from discover.oracle.band_gap import GapModel
 from discover.oracle.base import Label, LabelStatus
 from discover.oracle.plausibility import unsuitable_elements, why_implausible
 from discover.oracle.relax import (
@@ -43,6 +45,7 @@ class ChgnetOracle:
         max_steps: Steps of both stages together; 0 gives the energy of the structure as it is.
         rattle: Standard deviation in Å of the displacement between the stages; 0 leaves out the second.
         time_limit: Wall seconds of both stages together.
+        band_gap: Predict the band gap of the relaxed structure (`discover.oracle.band_gap`).
 
     Raises:
         RelaxError: If a setting is out of range.
@@ -52,6 +55,7 @@ class ChgnetOracle:
     max_steps: int = 200
     rattle: float = 0.02
     time_limit: float = 300.0
+    band_gap: bool = True
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -72,6 +76,8 @@ class ChgnetOracle:
         """Load CHGNet."""
         torch.set_num_threads(1)  # workers share the machine, and numbers do not depend on threads
         chgnet_model()
+        if self.band_gap:
+            _gap_model()
 
     def label(self, structure: Structure) -> Label:
         """Return the label of the lower of both stages, a failed one if physics rules it out."""
@@ -89,7 +95,10 @@ class ChgnetOracle:
             n_steps += released.n_steps
             if first.energy - released.energy > SYMMETRY_LOST:
                 best = released
-        return _label(first, best, before=before, n_steps=n_steps, seconds=time.process_time() - start)
+        label = _label(first, best, before=before, n_steps=n_steps)
+        if self.band_gap and label.structure is not None and label.status is not LabelStatus.FAILED:
+            label = replace(label, band_gap=float(_gap_model().predict([label.structure])[0]))
+        return replace(label, seconds=time.process_time() - start)
 
     def _release(self, first: Relaxation, seed: int, deadline: float) -> Relaxation | None:
         """Return the second stage, None if the first one failed or left no steps or time."""
@@ -117,7 +126,12 @@ def seed_of(structure: Structure) -> int:
     return int.from_bytes(digest.digest()[:8], "little")
 
 
-def _label(first: Relaxation, best: Relaxation, *, before: int, n_steps: int, seconds: float) -> Label:
+@cache
+def _gap_model() -> GapModel:
+    return GapModel.load()
+
+
+def _label(first: Relaxation, best: Relaxation, *, before: int, n_steps: int) -> Label:
     """Return the label of the better stage, a failed one without numbers if there is none or physics rules it out."""
     relaxed = best.structure
     after = None if relaxed is None else space_group(relaxed, SYMPREC_RELAXED)
@@ -130,7 +144,6 @@ def _label(first: Relaxation, best: Relaxation, *, before: int, n_steps: int, se
             space_group_before=before,
             space_group_after=after,
             n_steps=n_steps,
-            seconds=seconds,
         )
     return Label(
         status=LabelStatus(best.status.value),
@@ -142,5 +155,4 @@ def _label(first: Relaxation, best: Relaxation, *, before: int, n_steps: int, se
         space_group_before=before,
         space_group_after=after,
         n_steps=n_steps,
-        seconds=seconds,
     )

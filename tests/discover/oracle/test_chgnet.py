@@ -36,6 +36,11 @@ def test_a_stable_crystal_keeps_its_symmetry_and_has_its_known_energy(oracle: Ch
     assert (label.space_group_before, label.space_group_after) == (225, 225)
     assert label.n_steps > 0
     assert label.seconds > 0
+    assert label.band_gap == pytest.approx(5.0, abs=1.0)  # eV, PBE
+
+
+def test_the_band_gap_can_be_left_out() -> None:
+    assert math.isnan(ChgnetOracle(max_steps=0, band_gap=False).label(rock_salt()).band_gap)
 
 
 def test_release_from_symmetry_finds_what_symmetry_hides(oracle: ChgnetOracle) -> None:
