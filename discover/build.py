@@ -113,7 +113,8 @@ def build_oracle(config: OracleConfig) -> Oracle:
     """Return the oracle that a configuration names.
 
     Raises:
-        OracleError: If its model or function cannot be used.
+        RelaxError: If a setting of the relaxation makes no sense.
+        MatglModelError, CallableOracleError: If there is no such model or function.
     """
     if config.name == "matgl":
         return MatglOracle(

@@ -26,7 +26,7 @@ from discover.finalists import Finalist, check_finalists, checks_table, html_pag
 from discover.learn import DataRehearsal, Rehearsal, learn, scaled, std_factors
 from discover.nearest import Reference
 from discover.oracle.base import Label, LabelStatus
-from discover.oracle.external import read_results, write_requests
+from discover.oracle.external import RESULTS, read_results, write_requests
 from discover.oracle.hull import Hull
 from discover.plots import png
 from discover.progress import FINALISTS, LABELS, ROUNDS, HitRule, label_table, round_table
@@ -47,6 +47,8 @@ _FINALISTS = 12  # of which every check is shown
 EXTERNAL = "external"
 NO_COORDINATES = "no coordinates without overlapping atoms were found"
 _REHEARSED = 4096  # crystals of the prior
+_GRACE = 60.0  # seconds in which an oracle that has run out of time may still hand over what it has
+_RETRIES = 3  # of a structure whose worker was lost
 _MOST_TRIED = 4  # candidates built per structure that is wanted
 
 
@@ -231,10 +233,14 @@ class Campaign:
         if not tasks:
             return
         if self.oracle is None:
-            self._check_outside(number, asked, tasks)
+            self._check_outside(number, asked)
             return
         settings = self.config.engine
-        limits = Limits(seconds=self.config.oracle.time_limit, memory_gb=self.config.oracle.memory_limit)
+        limits = Limits(
+            seconds=self.config.oracle.time_limit + _GRACE,
+            memory_gb=self.config.oracle.memory_limit,
+            retries=_RETRIES,
+        )
         config_file = None if settings.config is None else Path(settings.config)
         total = len(self.store.candidates(self.run, number))
         with (
@@ -252,16 +258,20 @@ class Campaign:
                 self._record(asked[name], label)
                 bar.update(1)
 
-    def _check_outside(self, number: int, asked: Mapping[str, Candidate], tasks: Sequence[Task]) -> None:
+    def _check_outside(self, number: int, waiting: Mapping[str, Candidate]) -> None:
+        """Ask, once, for what a round chose, and record the answers that are there."""
         folder = self.folder / EXTERNAL / f"{number:02d}"
-        write_requests(folder, tasks)
+        chosen = self.store.candidates(self.run, number)
+        tasks = [Task(item.candidate_id, item.structure) for item in chosen if item.structure is not None]
+        if not (folder / RESULTS).exists():
+            write_requests(folder, tasks)
         answers = read_results(folder, tasks)
-        for name, label in answers.items():
-            self._record(asked[name], label)
-        if missing := len(tasks) - len(answers):
+        for name in waiting.keys() & answers.keys():
+            self._record(waiting[name], answers[name])
+        if missing := len(waiting.keys() - answers.keys()):
             raise RunPaused(
-                f"{missing} of {len(tasks)} structures of round {number} wait for results in {folder}; see the README "
-                f"there, then continue with: python -m discover.run resume={self.folder.path}"
+                f"{missing} of {len(tasks)} structures of round {number} wait for results: fill in {folder / RESULTS}, "
+                f"then continue with: python -m discover.run resume={self.folder.path}"
             )
 
     def _record(self, candidate: Candidate, label: Label) -> None:

@@ -499,9 +499,7 @@ class RunConfig(RewardConfig):
             idle += [name for name in ("store", "reference") if getattr(self, name) is not None]
             idle += ["oracle"] if self.oracle != OracleConfig(name="none") else []
             idle += ["rounds"] if self.rounds > 1 else []
-            _require(
-                not idle, f"oracle.name=none checks nothing, so that {', '.join(idle)} would do nothing; drop them"
-            )
+            _require(not idle, f"oracle.name=none checks nothing; drop {', '.join(idle)}")
         _require(
             self.oracle.budget is None or self.oracle.budget >= self.rounds,
             f"oracle.budget={self.oracle.budget} is less than one structure for each of rounds={self.rounds}",
@@ -700,12 +698,12 @@ class GenerateConfig:
 class TrainConfig:
     """Everything `python -m discover.train` can be told."""
 
-    what: Literal["prior", "composition_prior", "proxy", "trees", "flow"] = option(
+    what: Literal["prior", "composition_prior", "proxy", "trees", "flow", "gap"] = option(
         "prior",
         "what to train: the prior policy, the prior of letters given a composition, the property proxies, "
-        "scikit-learn trees in their place, or the flow that finds coordinates",
+        "scikit-learn trees in their place, the flow that finds coordinates, or the band gap of relaxed structures",
     )
-    data: str = option("", "CSV file in the field's form: material_id, cif and the labels")
+    data: str = option("", "CSV file in the field's form (material_id, cif, labels), folder of CIF files, extxyz")
     output: str = option("", "folder for the weights, the configuration and the model card")
     epochs: int | None = option(None, "passes over the data; null: the trainer's default")
     batch_size: int | None = option(None, "crystals per step; null: the trainer's default")

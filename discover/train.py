@@ -1,4 +1,4 @@
-"""``python -m discover.train what=prior|composition_prior|proxy|trees|flow data=FILE.csv output=DIR``."""
+"""``python -m discover.train what=prior|composition_prior|proxy|trees|flow|gap data=FILE.csv output=DIR``."""
 
 import json
 from collections.abc import Sequence
@@ -8,13 +8,14 @@ from typing import Any
 from discover.config import TrainConfig
 from discover.errors import ConfigError, main_guard
 from discover.options import help_text, parse_args
+from discover.oracle.train_band_gap import GapTraining, train_band_gap
 from discover.structure.flow_training import FlowTraining
 from discover.train_composition_prior import CompositionPriorTraining, train_composition_prior
 from discover.train_flow import train_flow
 from discover.train_prior import PriorTraining, train_prior
 from discover.train_proxy import ProxyTraining, train_proxy, train_trees
 
-USAGE = "python -m discover.train what=prior|composition_prior|proxy|trees|flow data=FILE.csv output=DIR"
+USAGE = "python -m discover.train what=prior|composition_prior|proxy|trees|flow|gap data=FILE.csv output=DIR"
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -40,6 +41,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         )
     if "lr" in given:
         given["learning_rate"] = given.pop("lr")
+    if config.what == "gap":
+        return dict(train_band_gap(config.data, output, settings=GapTraining(**given)).facts["held_out"])
     return dict(train_proxy(config.data, output, settings=ProxyTraining(**given)).facts["held_out"])
 
 
