@@ -15,13 +15,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from discover.acquire import Picker, acquisition_scores, uncertainty
-from discover.build import PROXIES, Parts, build_oracle, seeded, with_proxies
+from discover.build import PROXIES, Parts, build_oracle, build_properties, seeded, with_proxies
 from discover.campaign_records import IMPLIED_HULL, crystals_of, given_lesson, joined, lesson_of, record_of
 from discover.candidates import crystal_keys
 from discover.config import RunConfig
 from discover.data import prepare
 from discover.engine import Limits, Task, open_engine
-from discover.errors import ConfigError, RunPaused
+from discover.errors import ConfigError, RunFolderError, RunPaused
 from discover.finalists import Finalist, check_finalists, checks_table, html_page, markdown_table
 from discover.learn import DataRehearsal, Rehearsal, learn, scaled, std_factors
 from discover.nearest import Reference
@@ -31,6 +31,7 @@ from discover.oracle.hull import Hull
 from discover.plots import png
 from discover.progress import FINALISTS, LABELS, ROUNDS, HitRule, label_table, round_table
 from discover.prototypes import prototype_keys
+from discover.reward import build_reward
 from discover.run_folder import VERSIONS, RunFolder
 from discover.store import Candidate, Labelled, Store
 from discover.structure.base import cif_text
@@ -79,9 +80,8 @@ class Campaign:
         """
         if config.rounds > 1 and _ensemble(config.proxies) is None:
             raise ConfigError(f"the proxies in {config.proxies} cannot learn from labels; use rounds=1 or networks")
-        store = Store.open(config.store if config.store is not None else folder / STORE)
-        started = folder.read_json(VERSIONS)["started"]
-        campaign = cls(config, folder, store, f"{folder.path.resolve().name} {started}")
+        store, run = Store.open(_store_of(config, folder)), _run_name(folder)
+        campaign = cls(config, folder, store, run)
         store.start_run(campaign.run, {"reward": config.reward, "target": config.target, "seed": config.seed})
         return campaign
 
@@ -321,18 +321,16 @@ class Campaign:
 
     def _write_finalists(self, labelled: Sequence[Labelled], table: pd.DataFrame) -> None:
         """Write what a chemist checks of the best: hits first, then by the reward of what was measured."""
-        order = [] if table.empty else table.sort_values(["hit", "checked_log_reward"], ascending=False).index
-        best = [(labelled[row].candidate, labelled[row].label) for row in order]
         finalists = [
             Finalist(
-                name=candidate.candidate_id,
-                built=candidate.structure,
-                relaxed=label.structure,
-                formation_energy=label.formation_energy_per_atom,
+                name=item.candidate.candidate_id,
+                built=item.candidate.structure,
+                relaxed=item.label.structure,
+                formation_energy=item.label.formation_energy_per_atom,
             )
-            for candidate, label in best
-            if label.structure is not None
-        ][:_FINALISTS]
+            for item in best_first(labelled, table)[:_FINALISTS]
+            if item.label.structure is not None
+        ]
         reference = None if self.config.reference is None else Reference.load(self.config.reference)
         checks = check_finalists(finalists, hull=self.hull, reference=reference)
         pictures = {item.name: png(plot_pattern(powder_pattern(item.relaxed), item.name)) for item in finalists}
@@ -340,6 +338,42 @@ class Campaign:
         self.folder.write(f"{FINALISTS}.md", markdown_table(checks) + "\n")
         page = html_page(checks, title=f"Finalists of {self.folder.path.name}", pictures=pictures)
         self.folder.write(f"{FINALISTS}.html", page)
+
+
+def open_store(folder: RunFolder) -> tuple[Store, str, RunConfig]:
+    """Return the store of a run, the run's name in it, and its settings.
+
+    Raises:
+        RunFolderError: If the run has checked nothing.
+        StoreError: If the store cannot be opened.
+    """
+    config = folder.config(RunConfig)
+    where = _store_of(config, folder)
+    if isinstance(where, Path) and not where.exists():
+        raise RunFolderError(f"{folder.path} has no {STORE}: the run has checked no structure yet")
+    return Store.open(where), _run_name(folder), config
+
+
+def best_labelled(store: Store, run: str, config: RunConfig) -> list[Labelled]:
+    """Return the labels of a run's own oracle that have a structure, hits first, then by what was measured."""
+    labelled = store.labels(run, config.oracle.name)
+    reward = build_reward(config, build_properties(config.proxies))
+    return best_first(labelled, label_table(labelled, HitRule.of(config), reward))
+
+
+def best_first(labelled: Sequence[Labelled], table: pd.DataFrame) -> list[Labelled]:
+    """Return the labels that have a structure in the order of merit of their table."""
+    order = [] if table.empty else table.sort_values(["hit", "checked_log_reward"], ascending=False).index
+    return [labelled[row] for row in order if labelled[row].label.structure is not None]
+
+
+def _store_of(config: RunConfig, folder: RunFolder) -> str | Path:
+    return config.store if config.store is not None else folder / STORE
+
+
+def _run_name(folder: RunFolder) -> str:
+    """Return a name that no other run of a shared store has: the folder's, and when it was made."""
+    return f"{folder.path.resolve().name} {folder.read_json(VERSIONS)['started']}"
 
 
 def _values_of(predictions: Mapping[str, Prediction], row: int) -> dict[str, tuple[float, float]]:

@@ -886,6 +886,46 @@ class ReportConfig:
         _require(bool(self.run), "the report needs run=DIR, the folder that discover.run wrote")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Everything `python -m discover.export` can be told."""
+
+    run: str = option("", "folder of a run that checked structures")
+    to: Literal["vasp", "espresso", "poscar", "parquet", "extxyz", "ase"] = option(
+        "vasp", "inputs of VASP or Quantum ESPRESSO, or POSCAR files, of the best; or all that the run's store holds"
+    )
+    n: int = option(12, "how many of the best, for vasp, espresso and poscar")
+    potentials: str | None = option(None, "for to=espresso: JSON file of the SSSP library; null: names such as Fe.upf")
+    output: str | None = option(None, "folder or file to write; null: export-<to> in the run's folder")
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ConfigError: Naming the setting and the remedy.
+        """
+        _require(bool(self.run), "an export needs run=DIR, the folder that discover.run wrote")
+        _require(self.n >= 1, f"n must be at least 1, got {self.n}")
+        _require(self.potentials is None or self.to == "espresso", "potentials applies to to=espresso; drop it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddResultsConfig:
+    """Everything `python -m discover.add_results` can be told."""
+
+    run: str = option("", "folder of the run that proposed the structures")
+    data: str = option("", "folder with one folder of results per structure, named by its id")
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ConfigError: Naming the setting and the remedy.
+        """
+        _require(bool(self.run), "results belong to a run: run=DIR, the folder that discover.run wrote")
+        _require(bool(self.data), "data=FOLDER has one folder of results per structure, named by its id")
+
+
 def _default(config: Any, name: str) -> Any:
     """Return what a setting, or a group of settings, is when nobody gives it."""
     field = next(field for field in dataclasses.fields(config) if field.name == name)

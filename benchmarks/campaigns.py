@@ -1,0 +1,166 @@
+"""Hits of finished runs against element substitution at the same oracle budget, filtered by the same proxies.
+
+    python -m benchmarks.campaigns 'runs=[runs/a,runs/b]' train_data=train.csv.gz hull=HULL output=FOLDER
+
+For each run: known structures have one or two elements replaced (`discover.substitution`), as many proposals as the run
+sampled; the shipped proxies score them with the run's reward, limits on formulas and systems are the run's, and the
+best are labelled with the run's oracle. A hit obeys the run's rule; a distinct novel hit has a formula that the hull
+file lacks, each counted once over all runs. Labels already in the output folder are not bought again.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from pymatgen.core import Structure
+
+from discover.acquire import Picker
+from discover.build import build_oracle, build_properties, run_space, seeded
+from discover.campaign_records import record_of
+from discover.candidates import crystal_keys
+from discover.config import RunConfig
+from discover.data import Orbits, batch_orbits, orbits_of_structure, prepare
+from discover.engine import Limits, Task, open_engine
+from discover.errors import main_guard
+from discover.evaluate_dng import Training
+from discover.options import option, parse_args
+from discover.oracle.hull import Hull
+from discover.progress import LABELS, HitRule, label_table
+from discover.reward import build_reward
+from discover.run_folder import RunFolder, open_run_folder
+from discover.store import Candidate, Store
+from discover.substitution import substitute
+from discover.worker_pool import map_in_workers
+from envs.crystal import CrystalBatch
+from envs.restrictions import restrict
+
+_RESAMPLES = 10_000
+_ORACLE = "baseline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CampaignsConfig:
+    """Everything this benchmark can be told."""
+
+    runs: tuple[str, ...] = option((), "folders of finished runs of one reward and target, with different seeds")
+    train_data: str = option("", "CSV file of known materials, the parents")
+    hull: str = option("", "CSV file of formulas and formation energies, or folder with it")
+    output: str = option("", "folder for the labels of the baseline")
+    n_workers: int = option(2, "processes that label")
+
+
+def main(words: Sequence[str]) -> None:
+    """Label the baseline of each run and compare."""
+    config = parse_args(CampaignsConfig, words)
+    torch.set_num_threads(1)
+    hull = Hull.load(config.hull)
+    training = Training(Path(config.train_data), prepare(config.train_data))
+    parents = training.structures(training.stable_rows())
+    folders = [open_run_folder(run) for run in config.runs]
+    ours = pd.concat([_read(folder) for folder in folders], ignore_index=True)
+    theirs = pd.concat([_baseline(config, folder, parents, hull) for folder in folders], ignore_index=True)
+    figures = compare(ours, theirs, set(hull.formulas))
+    print(json.dumps(figures, indent=1))
+
+
+def compare(ours: pd.DataFrame, theirs: pd.DataFrame, known: set[str]) -> dict[str, object]:
+    """Return distinct novel hits per label of both, and their ratio with a 95 % bootstrap interval over labels."""
+    counts = []
+    for table in (ours, theirs):
+        hit = table["hit"].astype(bool) & ~table["formula"].isin(known)
+        counts.append((hit & ~table["formula"].where(hit).duplicated()).to_numpy())
+    rates = [float(count.mean()) for count in counts]
+    generator = np.random.default_rng(0)
+    draws = [
+        generator.choice(count, (_RESAMPLES, len(count))).mean(axis=1) + 0.5 / len(count) * (count.sum() == 0)
+        for count in counts
+    ]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = np.nanquantile(draws[0] / draws[1], [0.025, 0.975])
+    return {
+        "labels": [len(ours), len(theirs)],
+        "hits": [int(ours["hit"].sum()), int(theirs["hit"].sum())],
+        "distinct_novel_hits": [int(count.sum()) for count in counts],
+        "per_label": rates,
+        "ratio": rates[0] / rates[1] if rates[1] else None,
+        "ratio_interval_95": [float(low), float(high)],
+        "novel_formulas": [
+            sorted(table.loc[count, "formula"]) for table, count in zip((ours, theirs), counts, strict=True)
+        ],
+    }
+
+
+def _read(folder: RunFolder) -> pd.DataFrame:
+    return pd.read_csv(folder / LABELS, keep_default_na=False, na_values=[""])
+
+
+def _baseline(config: CampaignsConfig, folder: RunFolder, parents: list[Structure], hull: Hull) -> pd.DataFrame:
+    """Return the label table of the baseline of one run."""
+    run = folder.config(RunConfig)
+    name = f"substitution seed {run.seed}"
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    reward = build_reward(run, build_properties(None))
+    oracle = build_oracle(run.oracle)
+    with Store.open(output / "baseline.sqlite") as store:
+        store.start_run(name, {"seed": run.seed})
+        if not store.rounds(name):
+            store.add_round(name, 1, _chosen(config, run, parents, hull), {})
+        waiting = {item.candidate_id: item for item in store.unlabelled(name, 1, _ORACLE)}
+        tasks = [Task(key, item.structure) for key, item in waiting.items() if item.structure is not None]
+        with open_engine("local", n_workers=config.n_workers, config_file=None) as engine:
+            for key, label in engine.label(oracle, tasks, Limits(seconds=run.oracle.time_limit + 60)):
+                structure = label.structure or waiting[key].structure
+                above = float(hull.e_above_hull([structure.composition], [label.formation_energy_per_atom])[0])  # type: ignore[union-attr]
+                store.add_label(name, key, _ORACLE, label, e_above_hull=above, hull=config.hull, settings={})
+        return label_table(store.labels(name, _ORACLE), HitRule.of(run), reward)
+
+
+def _chosen(config: CampaignsConfig, run: RunConfig, parents: list[Structure], hull: Hull) -> list[Candidate]:
+    """Return the best substituted structures by the run's reward, under the run's limits."""
+    allowed = set(restrict(run_space(run), run.restrict.to_restrictions()).allowed or ())
+    n = run.n_candidates * run.rounds
+    proposed = substitute(parents, n, known=hull.formulas, generator=seeded(run.seed, "substitution"))
+    proposed = [item for item in proposed if {site.specie.symbol for site in item} <= allowed]
+    found = map_in_workers(orbits_of_structure, proposed, n_workers=config.n_workers, description="symmetry")
+    kept = [(item, orbits) for item, orbits in zip(proposed, found, strict=True) if isinstance(orbits, Orbits)]
+    crystals: CrystalBatch = batch_orbits([orbits for _, orbits in kept])[0]
+    properties = build_properties(None)
+    predictions = properties.predict(crystals)
+    score = build_reward(run, properties).from_predictions(crystals, predictions)
+    keys = [" ".join(map(str, key)) for key in crystal_keys(crystals)]
+    first = {key: row for row, key in reversed(list(enumerate(keys)))}
+    picker = Picker(
+        crystals.formulas(),
+        crystals.chemical_systems(),
+        per_formula=run.acquire.per_formula,
+        per_system=run.acquire.per_system * run.rounds,
+        excluded=[row for row, key in enumerate(keys) if first[key] != row],
+    )
+    return [
+        Candidate(
+            candidate_id=f"s{place + 1:04d}",
+            round=1,
+            source="substitution",
+            crystal=record_of(crystals, row),
+            key=keys[row],
+            formula=kept[row][0].composition.reduced_formula,
+            chemical_system=crystals.chemical_systems()[row],
+            space_group=int(crystals.space_group[row]),
+            n_atoms=int(crystals.n_atoms[row]),
+            prototype="",
+            log_reward=float(score[row]),
+            acquisition=float(score[row]),
+            predictions={key: (float(p.mean[row]), float(p.std[row])) for key, p in predictions.items()},
+            structure=kept[row][0],
+        )
+        for place, row in enumerate(picker.take(score, run.budget))
+    ]
+
+
+if __name__ == "__main__":
+    main_guard(main)

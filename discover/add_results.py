@@ -1,0 +1,56 @@
+"""``python -m discover.add_results run=DIR data=FOLDER``: results of VASP or Quantum ESPRESSO become labels of a run.
+
+The folder has one folder per structure, named by its id, as `discover.export` wrote them. Labels go into the run's
+store under the oracle "dft", beside those that are there; a structure that has one keeps it.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from discover.campaign import open_store
+from discover.config import AddResultsConfig
+from discover.dft_results import read_results
+from discover.errors import main_guard
+from discover.options import help_text, parse_args
+from discover.oracle.hull import Hull
+from discover.run_folder import open_run_folder
+
+USAGE = "python -m discover.add_results run=DIR data=FOLDER"
+ORACLE = "dft"
+
+
+def main(words: Sequence[str]) -> None:
+    """Run the command line."""
+    if any(word in ("-h", "--help", "help") for word in words):
+        print(help_text(AddResultsConfig, USAGE))
+        return
+    config = parse_args(AddResultsConfig, words)
+    store, run, run_config = open_store(open_run_folder(config.run))
+    hull = None if run_config.oracle.hull is None else Hull.load(run_config.oracle.hull)
+    with store:
+        proposed = {item.candidate_id: item.structure for item in store.candidates(run) if item.structure is not None}
+        found: Counter[str] = Counter()
+        for name, label in read_results(Path(config.data), proposed).items():
+            above = math.nan
+            if hull is not None:
+                above = float(hull.e_above_hull([proposed[name].composition], [label.formation_energy_per_atom])[0])
+            added = store.add_label(
+                run,
+                name,
+                ORACLE,
+                label,
+                e_above_hull=above,
+                hull="" if hull is None else str(run_config.oracle.hull),
+                settings={"from": config.data},
+            )
+            found[str(label.status) if added else "known already"] += 1
+            if label.reason:
+                print(f"{name}: {label.reason}")
+    print(json.dumps({"structures": len(proposed), **found}))
+
+
+if __name__ == "__main__":
+    main_guard(main)

@@ -1,0 +1,68 @@
+"""What a run found goes to other programs, and their results come back as labels."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from discover import add_results, export, run
+from discover.campaign import open_store
+from discover.dft_results import DftError
+from discover.errors import ConfigError, RunFolderError
+from discover.run_folder import open_run_folder
+
+ORACLE = """
+from discover.oracle.base import Label, LabelStatus
+
+def relaxed(structure):
+    return Label(status=LabelStatus.CONVERGED, formation_energy_per_atom=-2.0, structure=structure)
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    (folder / "relaxing_oracle.py").write_text(ORACLE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        words = ["train.n_steps=2", "train.batch_size=32", "n_candidates=20", "n_structures=0", "oracle.budget=2"]
+        oracle = ["oracle.name=callable", "oracle.model=relaxing_oracle:relaxed", "engine.workers=0"]
+        run.main(["reward=stability", "restrict.elements=[Na,Mg,O,Cl]", *words, *oracle, f"output={folder / 'run'}"])
+    return folder / "run"
+
+
+def test_the_best_become_inputs_and_everything_becomes_a_table(finished: Path, capsys) -> None:
+    for to, file in (("vasp", "INCAR"), ("espresso", "pw.in")):
+        export.main([f"run={finished}", f"to={to}", "n=1"])
+        (found,) = (finished / f"export-{to}").glob(f"*/{file}")
+        assert found.read_text()
+    export.main([f"run={finished}", "to=parquet"])
+    assert len(pd.read_parquet(finished / "export-parquet.parquet")) == 2
+    assert "1 of 1 structures" in capsys.readouterr().out
+
+
+def test_results_from_outside_become_labels_once(finished: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "c0001").mkdir()
+    (tmp_path / "c0001" / "vasprun.xml").write_text("<modeling></modeling>")
+    for _ in range(2):
+        add_results.main([f"run={finished}", f"data={tmp_path}"])
+    shown = capsys.readouterr().out
+    assert '"failed": 1' in shown
+    assert '"known already": 1' in shown
+    store, name, _ = open_store(open_run_folder(finished))
+    with store:
+        assert store.oracles(name) == ["callable", "dft"]
+    (tmp_path / "zzz").mkdir()
+    (tmp_path / "zzz" / "vasprun.xml").write_text("")
+    with pytest.raises(DftError, match="not proposed, first zzz"):
+        add_results.main([f"run={finished}", f"data={tmp_path}"])
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs run=DIR"):
+        export.main([])
+    words = ["reward=density", "train.n_steps=1", "train.batch_size=8", "n_candidates=4", "n_structures=0"]
+    run.main([*words, "oracle.name=none", f"output={tmp_path / 'run'}"])
+    with pytest.raises(RunFolderError, match=r"checked no structure"):
+        export.main([f"run={tmp_path / 'run'}"])
