@@ -17,7 +17,7 @@ from proxies import DensityProxy
 from proxies.base import Prediction
 
 IMPLIED_HULL = "implied by the proxies"
-_METAL = 0.05  # eV; a smaller gap of a structure counts as none
+METAL = 0.05  # eV; a smaller gap of a structure counts as none
 
 
 def lesson_of(labelled: Sequence[Labelled], *, relaxed: bool = True) -> Lesson:
@@ -63,7 +63,7 @@ def _numbers(item: Labelled) -> tuple[float, float, float] | None:
     values = (
         item.label.formation_energy_per_atom,
         math.nan if item.hull == IMPLIED_HULL else item.e_above_hull,  # proxies do not teach themselves
-        0.0 if gap < _METAL else gap,
+        0.0 if gap < METAL else gap,
     )
     return None if all(math.isnan(value) for value in values) else values
 
@@ -103,7 +103,7 @@ def measured(labels: Sequence[Label], e_above_hull: Sequence[float], crystals: C
 
     def sure(values: Sequence[float], *, metal: bool = False) -> Prediction:
         mean = torch.tensor(values, dtype=torch.float64)
-        return Prediction(mean, torch.zeros_like(mean), (mean < _METAL).double() if metal else None)
+        return Prediction(mean, torch.zeros_like(mean), (mean < METAL).double() if metal else None)
 
     return {
         "formation_energy_per_atom": sure([label.formation_energy_per_atom for label in labels]),

@@ -95,9 +95,15 @@ class Prior:
         for rows in torch.arange(len(crystals)).split(_ROWS):
             batch = crystals.select(rows)
             walks = walk(self.env, batch)
+            inside = walks.legal
+            if not bool(inside.all()):  # a choice that the space lacks has no probability to look up
+                batch = batch.select(inside)
+                walks = walk(self.env, batch)
             with torch.no_grad():
                 log_p = self.policy.log_prob(walks.records, walks.n) + log_n_images(batch, self.space.box)
-            parts.append(torch.where(walks.legal, log_p, UNREPRESENTABLE).clamp(min=UNREPRESENTABLE))
+            total = torch.full((len(rows),), UNREPRESENTABLE, dtype=torch.float64)
+            total[inside] = log_p.clamp(min=UNREPRESENTABLE)
+            parts.append(total)
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
