@@ -25,6 +25,7 @@ from discover.errors import ConfigError, RunFolderError, RunPaused
 from discover.finalists import Finalist, check_finalists, checks_table, html_page, markdown_table
 from discover.learn import DataRehearsal, Rehearsal, learn, scaled, std_factors
 from discover.nearest import Reference
+from discover.novelty import is_known
 from discover.oracle.base import Label, LabelStatus
 from discover.oracle.external import RESULTS, read_results, write_requests
 from discover.oracle.hull import Hull
@@ -143,9 +144,10 @@ class Campaign:
         predictions = parts.properties.predict(crystals)
         earlier = self.store.candidates(self.run)
         keys = [" ".join(map(str, key)) for key in crystal_keys(crystals)]
-        known = {candidate.key for candidate in earlier}
+        seen = {candidate.key for candidate in earlier}
         rankings = self._rankings(number, parts, crystals, predictions)
         formulas, systems = crystals.formulas(), crystals.chemical_systems()
+        known = self._known(formulas)
         prototypes = prototype_keys(crystals).tolist() if parts.env.space.wyckoff else [""] * len(crystals)
         settings = self.config.acquire
         picker = Picker(
@@ -154,7 +156,7 @@ class Campaign:
             per_formula=settings.per_formula,
             per_system=settings.per_system,
             taken=[candidate.formula for candidate in earlier],
-            excluded=[row for row, key in enumerate(keys) if key in known],
+            excluded=[row for row, key in enumerate(keys) if key in seen or (settings.new and known[row])],
         )
         chosen = []
         with tqdm(total=self.config.round_budget(number), desc="building", disable=None, file=sys.stderr) as bar:
@@ -183,6 +185,11 @@ class Campaign:
             if candidate.structure is not None:
                 self.folder.write_structure(candidate.candidate_id, cif_text(candidate.structure))
         self.store.add_round(self.run, number, chosen, {"acquisition": settings.name, "proposed": len(crystals)})
+
+    def _known(self, formulas: Sequence[str]) -> list[bool]:
+        """Return which reduced formulas the training data or the hull file hold."""
+        in_hull = frozenset[str]() if self.hull is None else self.hull.formulas
+        return [bool(known) or formula in in_hull for known, formula in zip(is_known(formulas), formulas, strict=True)]
 
     def _rankings(
         self, number: int, parts: Parts, crystals: CrystalBatch, predictions: Mapping[str, Prediction]

@@ -372,6 +372,9 @@ class AcquireConfig:
     kappa: float = option(1.0, "standard deviations for ucb")
     per_formula: int = option(2, "most structures of one formula over all rounds")
     per_system: int = option(5, "most structures of one set of elements in a round")
+    new: bool = option(
+        True, "only compositions that neither the hull file nor the training data hold; off: known ones are found again"
+    )
     explore: float = option(0.1, "share of each round for the candidates that the proxies are least sure of")
 
     def __post_init__(self) -> None:
