@@ -18,7 +18,7 @@ from envs.restrictions import SPACES, Restrictions, restrict
 
 Target = float | tuple[float, float]
 
-REWARDS = ("density", "formation_energy", "bandgap", "stability", "oxidation_score")
+REWARDS = ("density", "formation_energy", "bandgap", "stability", "oxidation_score", "novelty")
 TARGET_UNITS = {"bandgap": "eV", "density": "g/cm^3"}
 #: Prior exponent α: 1 makes samples the posterior under the prior, given the reward (docs/choices.md).
 DEFAULT_ALPHA = 1.0

@@ -19,6 +19,7 @@ from torch import Tensor
 from discover.config import RewardConfig, RewardTerm, Target
 from discover.errors import RewardError
 from discover.gap_scale import to_experiment
+from discover.novelty import is_known
 from discover.oxidation import oxidation_score
 from discover.properties import Properties
 from envs.crystal import CrystalBatch
@@ -194,6 +195,19 @@ class OxidationFactor:
 
 
 @dataclass(frozen=True)
+class NoveltyFactor:
+    """1 for compositions that the training data do not hold, the floor for those that they do."""
+
+    needs: tuple[str, ...] = ()
+
+    def log_value(self, crystals: CrystalBatch, predictions: Mapping[str, Prediction]) -> Tensor:
+        """Return (n,) log of the factor."""
+        del predictions
+        known = torch.from_numpy(is_known(crystals.formulas())).to(crystals.space_group.device)
+        return floored(torch.where(known, -torch.inf, 0.0))
+
+
+@dataclass(frozen=True)
 class UserFactor:
     """The user's own function: takes a `CrystalBatch`, returns (n,) log rewards, finite, higher is better."""
 
@@ -298,7 +312,7 @@ def _factor(term: RewardTerm, config: RewardConfig) -> Factor:
         return FormationEnergyFactor(config.beta_of("formation_energy"), config.kappa_value())
     if term.name == "stability":
         return StabilityFactor(limit=METASTABLE if config.hull_limit is None else config.hull_limit)
-    return OxidationFactor()
+    return NoveltyFactor() if term.name == "novelty" else OxidationFactor()
 
 
 def import_function(path: str) -> UserFunction:

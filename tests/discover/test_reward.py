@@ -15,11 +15,13 @@ from discover.properties import Properties
 from discover.reward import (
     LOG_FLOOR,
     BandGapFactor,
+    NoveltyFactor,
     build_reward,
     log_expected_rbf,
     log_window_probability,
     non_metal_moments,
 )
+from envs.crystal import CrystalBatch
 from proxies.base import Prediction
 from tests.discover.crystals import KnownProxy, crystal_batch
 
@@ -236,3 +238,15 @@ def test_a_users_function_that_fails_is_named(name: str, message: str) -> None:
 def test_an_import_path_that_leads_nowhere_is_named(path: str, message: str) -> None:
     with pytest.raises(RewardError, match=message):
         build_reward(RewardConfig(reward=path), known_properties())
+
+
+def test_known_compositions_are_worth_nothing_to_novelty() -> None:
+    salt = CrystalBatch(
+        torch.tensor([225, 225]),
+        torch.tensor([[11, 17], [11, 36]]),
+        torch.tensor([[0, 1], [0, 1]]),
+        torch.tensor([[1, 1], [1, 1]]),
+        torch.tensor([[5.6, 5.6, 5.6, 90.0, 90.0, 90.0]] * 2, dtype=torch.float64),
+    )
+    value = NoveltyFactor().log_value(salt, {})
+    assert value.tolist() == pytest.approx([LOG_FLOOR, 0.0], abs=1e-6)
