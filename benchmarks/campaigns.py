@@ -25,7 +25,7 @@ from discover.candidates import crystal_keys
 from discover.config import RunConfig
 from discover.data import Orbits, batch_orbits, orbits_of_structure, prepare
 from discover.engine import Limits, Task, open_engine
-from discover.errors import main_guard
+from discover.errors import ConfigError, main_guard
 from discover.evaluate_dng import Training
 from discover.options import option, parse_args
 from discover.oracle.hull import Hull
@@ -39,6 +39,7 @@ from envs.crystal import CrystalBatch
 from envs.restrictions import restrict
 
 _RESAMPLES = 10_000
+_MOST_BATCHES = 20
 _ORACLE = "baseline"
 
 
@@ -61,6 +62,10 @@ def main(words: Sequence[str]) -> None:
     training = Training(Path(config.train_data), prepare(config.train_data))
     parents = training.structures(training.stable_rows())
     folders = [open_run_folder(run) for run in config.runs]
+    for folder in folders:
+        used = folder.config(RunConfig).oracle.hull
+        if used is None or Path(used).resolve() != Path(config.hull).resolve():
+            raise ConfigError(f"{folder.path} was checked against another hull ({used}); hits would not compare")
     ours = pd.concat([_read(folder) for folder in folders], ignore_index=True)
     theirs = pd.concat([_baseline(config, folder, parents, hull) for folder in folders], ignore_index=True)
     figures = compare(ours, theirs, set(hull.formulas))
@@ -68,7 +73,10 @@ def main(words: Sequence[str]) -> None:
 
 
 def compare(ours: pd.DataFrame, theirs: pd.DataFrame, known: set[str]) -> dict[str, object]:
-    """Return distinct novel hits per label of both, and their ratio with a 95 % bootstrap interval over labels."""
+    """Return distinct novel hits per label of both, and their ratio.
+
+    The 95 % interval resamples labels; what differs from run to run as a whole it does not see.
+    """
     counts = []
     for table in (ours, theirs):
         hit = table["hit"].astype(bool) & ~table["formula"].isin(known)
@@ -87,7 +95,7 @@ def compare(ours: pd.DataFrame, theirs: pd.DataFrame, known: set[str]) -> dict[s
         "distinct_novel_hits": [int(count.sum()) for count in counts],
         "per_label": rates,
         "ratio": rates[0] / rates[1] if rates[1] else None,
-        "ratio_interval_95": [float(low), float(high)],
+        "ratio_interval_95": [value if np.isfinite(value) else None for value in (float(low), float(high))],
         "novel_formulas": [
             sorted(table.loc[count, "formula"]) for table, count in zip((ours, theirs), counts, strict=True)
         ],
@@ -101,10 +109,10 @@ def _read(folder: RunFolder) -> pd.DataFrame:
 def _baseline(config: CampaignsConfig, folder: RunFolder, parents: list[Structure], hull: Hull) -> pd.DataFrame:
     """Return the label table of the baseline of one run."""
     run = folder.config(RunConfig)
-    name = f"substitution seed {run.seed}"
+    name = f"substitution for {run.reward} {run.target} {run.restrict} seed {run.seed}"
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    reward = build_reward(run, build_properties(None))
+    reward = build_reward(run, build_properties(run.proxies))
     oracle = build_oracle(run.oracle)
     with Store.open(output / "baseline.sqlite") as store:
         store.start_run(name, {"seed": run.seed})
@@ -113,23 +121,35 @@ def _baseline(config: CampaignsConfig, folder: RunFolder, parents: list[Structur
         waiting = {item.candidate_id: item for item in store.unlabelled(name, 1, _ORACLE)}
         tasks = [Task(key, item.structure) for key, item in waiting.items() if item.structure is not None]
         with open_engine("local", n_workers=config.n_workers, config_file=None) as engine:
-            for key, label in engine.label(oracle, tasks, Limits(seconds=run.oracle.time_limit + 60)):
+            for key, label in engine.label(oracle, tasks, _limits(run)):
                 structure = label.structure or waiting[key].structure
                 above = float(hull.e_above_hull([structure.composition], [label.formation_energy_per_atom])[0])  # type: ignore[union-attr]
                 store.add_label(name, key, _ORACLE, label, e_above_hull=above, hull=config.hull, settings={})
         return label_table(store.labels(name, _ORACLE), HitRule.of(run), reward)
 
 
+def _limits(run: RunConfig) -> Limits:
+    return Limits(seconds=run.oracle.time_limit + 60, memory_gb=run.oracle.memory_limit, retries=3)
+
+
 def _chosen(config: CampaignsConfig, run: RunConfig, parents: list[Structure], hull: Hull) -> list[Candidate]:
     """Return the best substituted structures by the run's reward, under the run's limits."""
     allowed = set(restrict(run_space(run), run.restrict.to_restrictions()).allowed or ())
     n = run.n_candidates * run.rounds
-    proposed = substitute(parents, n, known=hull.formulas, generator=seeded(run.seed, "substitution"))
-    proposed = [item for item in proposed if {site.specie.symbol for site in item} <= allowed]
+    draws = seeded(run.seed, "substitution")
+    proposed: list[Structure] = []
+    for _ in range(_MOST_BATCHES):  # substitution does not aim at the elements that are allowed
+        batch = substitute(parents, n, known=hull.formulas, generator=draws)
+        proposed += [item for item in batch if {site.specie.symbol for site in item} <= allowed]
+        if len(proposed) >= n:
+            break
+    proposed = proposed[:n]
+    if not proposed:
+        raise ConfigError(f"substitution found nothing made of {', '.join(sorted(allowed))} alone")
     found = map_in_workers(orbits_of_structure, proposed, n_workers=config.n_workers, description="symmetry")
     kept = [(item, orbits) for item, orbits in zip(proposed, found, strict=True) if isinstance(orbits, Orbits)]
     crystals: CrystalBatch = batch_orbits([orbits for _, orbits in kept])[0]
-    properties = build_properties(None)
+    properties = build_properties(run.proxies)
     predictions = properties.predict(crystals)
     score = build_reward(run, properties).from_predictions(crystals, predictions)
     keys = [" ".join(map(str, key)) for key in crystal_keys(crystals)]

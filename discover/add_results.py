@@ -1,5 +1,7 @@
 """``python -m discover.add_results run=DIR data=FOLDER``: results of VASP or Quantum ESPRESSO become labels of a run.
 
+They are kept and exported, and tables read them; the rounds of the run itself learn from its own oracle.
+
 The folder has one folder per structure, named by its id, as `discover.export` wrote them. Labels go into the run's
 store under the oracle "dft", beside those that are there; a structure that has one keeps it.
 """

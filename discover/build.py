@@ -182,7 +182,7 @@ def start_trainer(config: RunConfig, parts: Parts, *, number: int = 1) -> Traine
         train,
         data=prior_samples(config, parts, min(_POOL, n_data)) if n_data else None,
         loss=config.loss,
-        seed=config.seed + number - 1,
+        seed=config.seed if number == 1 else seeded(config.seed, f"round {number}").initial_seed(),
         warm_up=number == 1,
     )
     if trainer.data_terms is not None and config.alpha_value > 0:

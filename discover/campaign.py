@@ -5,11 +5,13 @@ that later rounds depend on is computed from the store, in the order of candidat
 was killed goes on as if it had not been.
 """
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 from pymatgen.core import Structure
 from torch import Tensor
 from tqdm import tqdm
@@ -20,13 +22,13 @@ from discover.campaign_records import IMPLIED_HULL, crystals_of, given_lesson, j
 from discover.candidates import crystal_keys
 from discover.config import RunConfig
 from discover.data import prepare
-from discover.engine import Limits, Task, open_engine
+from discover.engine import EngineError, Limits, Task, open_engine
 from discover.errors import ConfigError, RunFolderError, RunPaused
 from discover.finalists import Finalist, check_finalists, checks_table, html_page, markdown_table
 from discover.learn import DataRehearsal, Rehearsal, learn, scaled, std_factors
 from discover.nearest import Reference
 from discover.novelty import is_known
-from discover.oracle.base import Label, LabelStatus
+from discover.oracle.base import Label, LabelStatus, sound
 from discover.oracle.external import RESULTS, read_results, write_requests
 from discover.oracle.hull import Hull
 from discover.plots import png
@@ -45,6 +47,7 @@ from proxies import PropertyEnsemble, load_ensemble, load_pretrained
 from proxies.base import Prediction
 
 STORE = "store.sqlite"
+LEARNT = "rounds"  # folder of what each round has learnt
 _FINALISTS = 12  # of which every check is shown
 EXTERNAL = "external"
 NO_COORDINATES = "no coordinates without overlapping atoms were found"
@@ -77,11 +80,11 @@ class Campaign:
 
         Raises:
             StoreError: If the store cannot be opened.
-            ConfigError: If a later round could not learn.
+            RunFolderError: If the run's labels are elsewhere.
         """
-        if config.rounds > 1 and _ensemble(config.proxies) is None:
-            raise ConfigError(f"the proxies in {config.proxies} cannot learn from labels; use rounds=1 or networks")
         store, run = Store.open(_store_of(config, folder)), _run_name(folder)
+        if (folder / LEARNT).exists() and run not in store.runs():
+            raise RunFolderError(f"the labels of {folder.path} are in another store; name it with store=")
         campaign = cls(config, folder, store, run)
         store.start_run(campaign.run, {"reward": config.reward, "target": config.target, "seed": config.seed})
         return campaign
@@ -100,7 +103,7 @@ class Campaign:
         labels = self.store.labels(self.run, self.oracle_name, before_round=number)
         if self._start is None or (not labels and self.config.learn.labels is None):
             return None
-        saved = self.folder / "rounds" / f"{number:02d}" / "proxies"
+        saved = self.folder / LEARNT / f"{number:02d}" / PROXIES
         if (saved / "ensemble.json").exists():
             return PropertyEnsemble.load(saved)
         lesson = lesson_of(labels)
@@ -109,11 +112,9 @@ class Campaign:
         ensemble = learn(self._start, lesson, self._rehearsal(self._start), seed=self.config.seed)
         before = self.taught(number - 1) if number > 1 else None
         newest = lesson_of([item for item in labels if item.candidate.round == number - 1], relaxed=False)
-        if len(newest):
-            ensemble = scaled(ensemble, std_factors(before or self._start, newest))
-        saved.mkdir(parents=True, exist_ok=True)
+        ensemble = scaled(ensemble, std_factors(before or self._start, newest))
         ensemble.save(saved)
-        return ensemble
+        return PropertyEnsemble.load(saved)  # in half precision, so that a resumed run has the same
 
     def _rehearsal(self, start: PropertyEnsemble) -> Rehearsal | DataRehearsal:
         if self.config.learn.data is not None:
@@ -150,18 +151,23 @@ class Campaign:
         known = self._known(formulas)
         prototypes = prototype_keys(crystals).tolist() if parts.env.space.wyckoff else [""] * len(crystals)
         settings = self.config.acquire
+        budget = self.config.round_budget(number)
         picker = Picker(
             formulas,
             systems,
-            per_formula=settings.per_formula,
-            per_system=settings.per_system,
+            # Where there are few formulas or systems to choose from, the limits give way to the budget.
+            per_formula=max(settings.per_formula, math.ceil(self.config.budget / len(set(formulas)))),
+            per_system=max(settings.per_system, math.ceil(budget / len(set(systems)))),
             taken=[candidate.formula for candidate in earlier],
             excluded=[row for row, key in enumerate(keys) if key in seen or (settings.new and known[row])],
         )
         chosen = []
-        with tqdm(total=self.config.round_budget(number), desc="building", disable=None, file=sys.stderr) as bar:
-            for source, (ranking, n) in rankings.items():
+        n_built = 0
+        with tqdm(total=budget, desc="building", disable=None, file=sys.stderr) as bar:
+            for source, (ranking, share) in rankings.items():
+                n = min(share, budget - n_built)
                 for row, structure in self._build(number, parts, crystals, source, ranking, n, picker):
+                    n_built += structure is not None
                     bar.update(structure is not None)
                     chosen.append(
                         Candidate(
@@ -184,6 +190,8 @@ class Campaign:
         for candidate in chosen:
             if candidate.structure is not None:
                 self.folder.write_structure(candidate.candidate_id, cif_text(candidate.structure))
+        if n_built < budget:
+            print(f"round {number}: {n_built} of {budget} structures; no more candidates to build", file=sys.stderr)
         self.store.add_round(self.run, number, chosen, {"acquisition": settings.name, "proposed": len(crystals)})
 
     def _known(self, formulas: Sequence[str]) -> list[bool]:
@@ -194,7 +202,10 @@ class Campaign:
     def _rankings(
         self, number: int, parts: Parts, crystals: CrystalBatch, predictions: Mapping[str, Prediction]
     ) -> dict[str, tuple[Tensor, int]]:
-        """Return the (n,) score and the number of structures of each source; the last round does not explore."""
+        """Return the (n,) score and the number of structures of each source.
+
+        The last round does not explore; what exploration leaves goes to the score.
+        """
         settings, budget = self.config.acquire, self.config.round_budget(number)
         score = acquisition_scores(
             settings.name,
@@ -204,9 +215,10 @@ class Campaign:
             kappa=settings.kappa,
             generator=seeded(self.config.seed, f"acquire {number}"),
         )
-        n_explore = 0 if number == self.config.rounds else round(settings.explore * budget)
+        aimless = number == self.config.rounds or settings.name == "random"
+        n_explore = 0 if aimless else round(settings.explore * budget)
         unsure = uncertainty(predictions, parts.reward.needs or ("formation_energy_per_atom",))
-        return {"explore": (unsure, n_explore), "sampler": (score, budget - n_explore)}
+        return {"explore": (unsure, n_explore), "sampler": (score, budget)}
 
     def _build(
         self, number: int, parts: Parts, crystals: CrystalBatch, source: str, ranking: Tensor, n: int, picker: Picker
@@ -261,9 +273,14 @@ class Campaign:
                 file=sys.stderr,
             ) as bar,
         ):
-            for name, label in engine.label(self.oracle, tasks, limits):
-                self._record(asked[name], label)
-                bar.update(1)
+            try:
+                for name, label in engine.label(self.oracle, tasks, limits):
+                    self._record(asked[name], label)
+                    bar.update(1)
+            except EngineError as error:
+                again = f"python -m discover.run resume={self.folder.path}"
+                raise EngineError(f"{error} Labels so far are kept; continue with: {again}") from error
+        torch.set_num_threads(self.config.threads)  # an oracle in this process may have changed it
 
     def _check_outside(self, number: int, waiting: Mapping[str, Candidate]) -> None:
         """Ask, once, for what a round chose, and record the answers that are there."""
@@ -282,6 +299,7 @@ class Campaign:
             )
 
     def _record(self, candidate: Candidate, label: Label) -> None:
+        label = sound(label)
         self.store.add_label(
             self.run,
             candidate.candidate_id,
@@ -291,8 +309,11 @@ class Campaign:
             hull=IMPLIED_HULL if self.hull is None else str(self.config.oracle.hull),
             settings={} if self.oracle is None else self.oracle.describe(),
         )
+        self._write_relaxed(candidate.candidate_id, label)
+
+    def _write_relaxed(self, name: str, label: Label) -> None:
         if label.structure is not None:
-            self.folder.write_relaxed(candidate.candidate_id, cif_text(label.structure))
+            self.folder.write_relaxed(name, cif_text(label.structure))
 
     def _above_hull(self, candidate: Candidate, label: Label) -> float:
         """Return the energy above hull in eV/atom, NaN where unknown.
@@ -322,7 +343,11 @@ class Campaign:
         self.folder.write(LABELS, table.to_csv(index=False, float_format="%.6g"))
         self.folder.write(ROUNDS, round_table(table).to_csv(index=False, float_format="%.6g"))
         self._write_finalists(labelled, table)
-        if self.config.rounds > 1 and (ensemble := self.taught(self.config.rounds + 1)) is not None:
+        for item in labelled:  # a kill may have come between a label and its file
+            if not (self.folder.relaxed / f"{item.candidate.candidate_id}.cif").exists():
+                self._write_relaxed(item.candidate.candidate_id, item.label)
+        last = self.config.rounds + (self.config.rounds > 1)
+        if (ensemble := self.taught(last)) is not None:
             ensemble.save(self.folder / PROXIES)
         self.store.close()
 
@@ -332,11 +357,11 @@ class Campaign:
             Finalist(
                 name=item.candidate.candidate_id,
                 built=item.candidate.structure,
-                relaxed=item.label.structure,
+                relaxed=structure,
                 formation_energy=item.label.formation_energy_per_atom,
             )
             for item in best_first(labelled, table)[:_FINALISTS]
-            if item.label.structure is not None
+            if (structure := item.label.structure or item.candidate.structure) is not None
         ]
         reference = None if self.config.reference is None else Reference.load(self.config.reference)
         checks = check_finalists(finalists, hull=self.hull, reference=reference)
@@ -371,7 +396,8 @@ def best_labelled(store: Store, run: str, config: RunConfig) -> list[Labelled]:
 def best_first(labelled: Sequence[Labelled], table: pd.DataFrame) -> list[Labelled]:
     """Return the labels that have a structure in the order of merit of their table."""
     order = [] if table.empty else table.sort_values(["hit", "checked_log_reward"], ascending=False).index
-    return [labelled[row] for row in order if labelled[row].label.structure is not None]
+    best = [labelled[row] for row in order if table.loc[row, "status"] != LabelStatus.FAILED]
+    return [item for item in best if item.label.structure is not None or item.candidate.structure is not None]
 
 
 def _store_of(config: RunConfig, folder: RunFolder) -> str | Path:
@@ -379,8 +405,31 @@ def _store_of(config: RunConfig, folder: RunFolder) -> str | Path:
 
 
 def _run_name(folder: RunFolder) -> str:
-    """Return a name that no other run of a shared store has: the folder's, and when it was made."""
-    return f"{folder.path.resolve().name} {folder.read_json(VERSIONS)['started']}"
+    """Return a name that no other run of a shared store has, and that moving the folder does not change."""
+    facts = folder.read_json(VERSIONS)
+    return f"{facts['started']} {facts['id']}"
+
+
+def check_campaign(config: RunConfig) -> None:
+    """Fail on what a run could not be checked with, before anything is trained or written.
+
+    Raises:
+        ConfigError: If a file is missing, or the proxies cannot learn from labels.
+        HullError, MatglModelError, CallableOracleError: If hull, model or function cannot be used.
+    """
+    if config.oracle.name == "none":
+        return
+    files = {"reference": config.reference, "learn.data": config.learn.data, "learn.labels": config.learn.labels}
+    for name, path in files.items():
+        if path is not None and not Path(path).exists():
+            raise ConfigError(f"{name}={path}: no such file or folder")
+    if config.oracle.hull is not None:
+        Hull.load(config.oracle.hull)
+    if config.oracle.name in ("callable", "matgl"):
+        build_oracle(config.oracle).start()
+        torch.set_num_threads(config.threads)
+    if (config.rounds > 1 or config.learn.labels is not None) and _ensemble(config.proxies) is None:
+        raise ConfigError(f"the proxies in {config.proxies} cannot learn from labels; use networks, or rounds=1")
 
 
 def _values_of(predictions: Mapping[str, Prediction], row: int) -> dict[str, tuple[float, float]]:

@@ -10,7 +10,6 @@ from torch import Tensor
 from discover.data import batch_orbits, orbits_of_structure, prepare
 from discover.errors import DataError
 from discover.learn import LABEL_ORDER, Lesson
-from discover.oracle.base import Label
 from discover.store import Labelled
 from envs.crystal import CrystalBatch
 from proxies import DensityProxy
@@ -98,16 +97,28 @@ def crystals_of(records: Iterable[Mapping[str, Any]]) -> CrystalBatch:
     )
 
 
-def measured(labels: Sequence[Label], e_above_hull: Sequence[float], crystals: CrystalBatch) -> dict[str, Prediction]:
-    """Return what was measured as sure predictions of each property, NaN where there is no number; (n,) each."""
+def measured(labelled: Sequence[Labelled], crystals: CrystalBatch) -> dict[str, Prediction]:
+    """Return each property as it was measured, as sure predictions (n,); what was not measured is as it was predicted.
 
-    def sure(values: Sequence[float], *, metal: bool = False) -> Prediction:
-        mean = torch.tensor(values, dtype=torch.float64)
-        return Prediction(mean, torch.zeros_like(mean), (mean < METAL).double() if metal else None)
-
-    return {
-        "formation_energy_per_atom": sure([label.formation_energy_per_atom for label in labels]),
-        "e_above_hull": sure(e_above_hull),
-        "band_gap": sure([label.band_gap for label in labels], metal=True),
-        "density": DensityProxy().predict(crystals),
+    Args:
+        labelled: The labels.
+        crystals: As they were proposed, in the same order.
+    """
+    labels = [item.label for item in labelled]
+    proposed = DensityProxy().predict(crystals).mean.tolist()
+    relaxed = [math.nan if label.structure is None else float(label.structure.density) for label in labels]
+    numbers = {
+        "formation_energy_per_atom": [label.formation_energy_per_atom for label in labels],
+        "e_above_hull": [item.e_above_hull for item in labelled],
+        "band_gap": [label.band_gap for label in labels],
+        "density": [new if not math.isnan(new) else old for new, old in zip(relaxed, proposed, strict=True)],
     }
+    known: dict[str, Prediction] = {}
+    for name, values in numbers.items():
+        guesses = [item.candidate.predictions.get(name, (math.nan, math.nan)) for item in labelled]
+        mean, std = torch.tensor(values, dtype=torch.float64), torch.zeros(len(values), dtype=torch.float64)
+        missing = mean.isnan()
+        mean[missing] = torch.tensor([guess[0] for guess in guesses], dtype=torch.float64)[missing]
+        std[missing] = torch.tensor([guess[1] for guess in guesses], dtype=torch.float64)[missing]
+        known[name] = Prediction(mean, std, (mean < METAL).double() if name == "band_gap" else None)
+    return known

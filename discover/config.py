@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from discover.errors import ConfigError
@@ -302,7 +303,7 @@ class OracleConfig:
     hull: str | None = option(
         None,
         "CSV file of formulas and formation energies, or folder with it; null: energies above hull are relative to "
-        "the hull that the proxies imply",
+        "the hull that the proxies imply, and later rounds learn energies and gaps but not stability",
     )
     model: str | None = option(None, "path of the matgl model, or module:function for name=callable")
     fmax: float = option(0.1, "relaxed when no force is above, eV/Å")
@@ -329,7 +330,12 @@ class OracleConfig:
         _require(needs_model or self.model is None, f"oracle.model does nothing with oracle.name={self.name}; drop it")
         _require(self.fmax > 0, f"oracle.fmax must be > 0 eV/Å, got {self.fmax}")
         _require(self.max_steps >= 0, f"oracle.max_steps must be >= 0, got {self.max_steps}")
-        _require(self.rattle >= 0, f"oracle.rattle must be >= 0 Å, got {self.rattle}")
+        _require(0 <= self.rattle <= 0.5, f"oracle.rattle must be in 0 to 0.5 Å, got {self.rattle}")
+        relaxing = ("fmax", "max_steps", "rattle") if self.name not in ("chgnet", "matgl") else ()
+        idle = [*relaxing, *(("rattle",) if self.name == "matgl" else ())]
+        idle += ["time_limit", "memory_limit"] if self.name == "external" else []
+        given = [f"oracle.{name}" for name in dict.fromkeys(idle) if getattr(self, name) != _default(self, name)]
+        _require(not given, f"{', '.join(given)} would do nothing with oracle.name={self.name}; drop it")
         _require(self.time_limit > 0, f"oracle.time_limit must be > 0 s, got {self.time_limit}")
         _require(
             self.memory_limit is None or self.memory_limit > 0,
@@ -383,6 +389,10 @@ class AcquireConfig:
         Raises:
             ConfigError: Naming the setting and the remedy.
         """
+        _require(
+            self.name == "ucb" or self.kappa == _default(self, "kappa"),
+            f"acquire.kappa applies to acquire.name=ucb, not to {self.name}; drop it",
+        )
         _require(self.kappa >= 0, f"acquire.kappa must be >= 0, got {self.kappa}")
         for name in ("per_formula", "per_system"):
             _require(getattr(self, name) >= 1, f"acquire.{name} must be at least 1, got {getattr(self, name)}")
@@ -506,6 +516,19 @@ class RunConfig(RewardConfig):
         _require(
             self.oracle.budget is None or self.oracle.budget >= self.rounds,
             f"oracle.budget={self.oracle.budget} is less than one structure for each of rounds={self.rounds}",
+        )
+        _require(
+            self.store is None or "://" not in self.store or "@" not in self.store or ":" not in _user_of(self.store),
+            "the store's URL holds a password, which the run folder would keep; leave it out and use PGPASSWORD or a "
+            ".pgpass file",
+        )
+        _require(
+            self.rounds > 1 or self.acquire.explore == AcquireConfig().explore,
+            "acquire.explore applies before the last round; give rounds=2 or more, or drop it",
+        )
+        _require(
+            self.rounds > 1 or self.learn.data is None or self.learn.labels is not None,
+            "learn.data is rehearsed while learning; give rounds=2 or more, or learn.labels, or drop it",
         )
         _require(
             self.rounds > 1 or self.learn.sampler_steps == LearnConfig().sampler_steps,
@@ -927,6 +950,30 @@ class AddResultsConfig:
         """
         _require(bool(self.run), "results belong to a run: run=DIR, the folder that discover.run wrote")
         _require(bool(self.data), "data=FOLDER has one folder of results per structure, named by its id")
+
+
+def _user_of(url: str) -> str:
+    """Return user, and password if there is one, of a URL."""
+    return url.split("://", 1)[1].rpartition("@")[0]
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """Return the settings with paths that hold wherever the run is resumed from."""
+
+    def full(path: str | None) -> str | None:
+        return path if path is None or "://" in path else str(Path(path).resolve())
+
+    return dataclasses.replace(
+        config,
+        store=full(config.store),
+        reference=full(config.reference),
+        proxies=full(config.proxies),
+        prior=full(config.prior),
+        flow=full(config.flow),
+        oracle=dataclasses.replace(config.oracle, hull=full(config.oracle.hull)),
+        engine=dataclasses.replace(config.engine, config=full(config.engine.config)),
+        learn=dataclasses.replace(config.learn, data=full(config.learn.data), labels=full(config.learn.labels)),
+    )
 
 
 def _default(config: Any, name: str) -> Any:

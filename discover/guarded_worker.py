@@ -12,7 +12,6 @@ stay behind, and it ends by itself when the parent dies.
 """
 
 import contextlib
-import math
 import os
 import pickle
 import signal
@@ -28,7 +27,7 @@ from typing import Any
 
 from pymatgen.core import Structure
 
-from discover.oracle.base import NUMBERS, Label, LabelStatus, Oracle
+from discover.oracle.base import Label, LabelStatus, Oracle, sound
 
 START_LIMIT = 600.0  # s; models load in seconds, but from a cluster's cold file system in minutes
 _POLL = 0.1  # s between two looks at the child's memory
@@ -94,26 +93,10 @@ def label_here(oracle: Oracle, structure: Structure) -> Label:
     """Return the oracle's label, or a failed one if it raises or returns something else than a label with a number."""
     start = time.process_time()
     try:
-        label = _checked(oracle.label(structure))
+        label = sound(oracle.label(structure))
     except Exception as error:  # noqa: BLE001 - an oracle may raise anything
         return failed(describe(error), seconds=time.process_time() - start)
     return label if label.seconds else replace(label, seconds=time.process_time() - start)
-
-
-def _checked(label: Any) -> Label:
-    """Return the label with plain numbers, or a failed one if they are not finite or none is there."""
-    if not isinstance(label, Label):
-        return failed(f"the oracle returned {type(label).__name__}, expected Label")
-    if label.status is LabelStatus.FAILED:
-        return label
-    numbers = {name: float(getattr(label, name)) for name in NUMBERS}
-    properties = {str(name): float(value) for name, value in label.properties.items()}
-    infinite = [name for name, value in (numbers | properties).items() if math.isinf(value)]
-    if infinite:
-        return failed(f"the oracle returned an infinite {infinite[0]}", seconds=label.seconds)
-    if all(math.isnan(value) for value in (numbers | properties).values()):
-        return failed("the oracle returned no number (NaN)", seconds=label.seconds)
-    return replace(label, **numbers, properties=properties)  # type: ignore[arg-type] # the values are numbers
 
 
 def describe(error: BaseException) -> str:

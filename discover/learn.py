@@ -142,7 +142,9 @@ def std_factors(ensemble: PropertyEnsemble, newest: Lesson) -> dict[str, float]:
     labels change little. Multiplied onto what `ensemble` was scaled by before.
     """
     before = dict(ensemble.facts.get(_FACTORS, {}))
-    factors: dict[str, float] = {}
+    factors = {name: float(before.get(name, 1.0)) for name in LABEL_ORDER}
+    if not len(newest):
+        return factors
     raw = ensemble.raw_outputs(newest.crystals)
     for column, name in enumerate(LABEL_ORDER):
         std = ensemble.calibration.std[name](raw.std[name], raw.mean["e_above_hull"])
@@ -177,7 +179,7 @@ def _taught(
     generator: torch.Generator,
 ) -> OrbitNetwork:
     """Return a copy of member `k` that has seen the labels."""
-    network = copy.deepcopy(member).train().requires_grad_(requires_grad=True)
+    network = copy.deepcopy(member).requires_grad_(requires_grad=True)
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
     )

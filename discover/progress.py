@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from discover.campaign_records import crystals_of, measured
+from discover.campaign_records import METAL, crystals_of, measured
 from discover.config import RewardConfig, Target
 from discover.gap_scale import to_experiment
 from discover.metrics.intervals import wilson_interval
@@ -46,10 +46,12 @@ class HitRule:
     def __call__(self, table: pd.DataFrame) -> NDArray[np.bool_]:
         """Return which rows of a label table are hits, (n,); unknown numbers are none."""
         hits: NDArray[np.bool_] = (table["e_above_hull"] < self.limit).to_numpy()
+        hits = hits & (table["status"] != LabelStatus.FAILED).to_numpy()
         for name, (target, near) in self.targets.items():
-            values = table["band_gap" if name == "bandgap" else name].to_numpy(dtype=float)
-            if name == "bandgap" and self.experiment:
-                values = to_experiment(torch.from_numpy(values), torch.zeros(len(values)))[0].numpy()
+            values = table["band_gap" if name == "bandgap" else name].to_numpy(dtype=float, copy=True)
+            if name == "bandgap" and self.experiment:  # a metal is one on either scale
+                estimate = to_experiment(torch.from_numpy(values), torch.zeros(len(values)))[0].numpy()
+                values = np.where(values < METAL, 0.0, estimate)
             low, high = target if isinstance(target, tuple) else (target - near, target + near)
             hits = hits & (values >= low) & (values <= high)
         return hits
@@ -66,8 +68,7 @@ class HitRule:
 def label_table(labelled: Sequence[Labelled], rule: HitRule, reward: Reward) -> pd.DataFrame:
     """Return one row a label, in the order of rounds and candidates, with what was predicted when it was chosen."""
     crystals = crystals_of([item.candidate.crystal for item in labelled])
-    labels = [item.label for item in labelled]
-    properties = measured(labels, [item.e_above_hull for item in labelled], crystals)
+    properties = measured(labelled, crystals)
     score = reward.from_predictions(crystals, properties) if labelled else torch.zeros(0)
     rows = []
     for i, item in enumerate(labelled):
@@ -102,7 +103,7 @@ def label_table(labelled: Sequence[Labelled], rule: HitRule, reward: Reward) -> 
                 "log_reward": candidate.log_reward,
                 "checked_log_reward": float(score[i]),
                 **predicted,
-                **label.properties,
+                **{f"property.{key}": value for key, value in label.properties.items()},
             }
         )
     table = pd.DataFrame(rows)
@@ -117,7 +118,9 @@ def round_table(table: pd.DataFrame) -> pd.DataFrame:
     Failures count in every rate. Errors and coverage are those of the predictions by which the round chose, before the
     proxies learnt from it.
     """
-    rows = []
+    rows: list[dict[str, object]] = []
+    if table.empty:
+        return pd.DataFrame(rows)
     for number, batch in table.groupby("round"):
         hits, so_far = batch[batch["hit"]], table[table["round"] <= number]
         low, high = wilson_interval(len(hits), len(batch))
@@ -134,7 +137,7 @@ def round_table(table: pd.DataFrame) -> pd.DataFrame:
             "lowest_e_above_hull": so_far["e_above_hull"].min(),
             "median_e_above_hull": batch["e_above_hull"].median(),
             "formulas_of_hits": hits["formula"].nunique(),
-            "prototypes_of_hits": hits["prototype"].nunique(),
+            "prototypes_of_hits": hits.loc[hits["prototype"] != "", "prototype"].nunique(),
             "systems_of_hits": hits["chemical_system"].nunique(),
         }
         for short in _PREDICTED.values():

@@ -178,6 +178,7 @@ def _write_plots(
     """Write the PNG files and return (file, caption) of each."""
     figures = {}
     curve = [r for r in folder.read_log(TRAIN_EVENT) if {"step", "loss", "log_reward"} <= r.keys()]
+    curve = [r for r in curve if r.get("round", 1) == curve[-1].get("round", 1)]  # of the last round
     if curve:
         columns = [[record[key] for record in curve] for key in ("step", "loss", "log_reward")]
         figures["training"] = (
@@ -309,7 +310,9 @@ def _checked(folder: RunFolder, config: RunConfig) -> list[str]:
 
 
 def _round_cell(value: Any) -> str:
-    return "" if isinstance(value, float) and math.isnan(value) else f"{value:.3g}"
+    if isinstance(value, float) and math.isnan(value):
+        return ""
+    return str(int(value)) if float(value).is_integer() else f"{value:.3g}"
 
 
 def _best(table: pd.DataFrame, built: set[str]) -> list[str]:

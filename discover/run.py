@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from discover import report
 from discover.build import Parts, build_parts, prior_samples, seeded, start_trainer
-from discover.campaign import Campaign
+from discover.campaign import Campaign, check_campaign
 from discover.candidates import candidate_table, crystal_keys, write_candidates
-from discover.config import RunConfig
+from discover.config import RunConfig, absolute
 from discover.errors import main_guard
 from discover.options import help_text, parse_args
 from discover.run_folder import RunFolder, create_run_folder, open_run_folder
@@ -44,9 +44,9 @@ def discover_crystals(config: RunConfig, parts: Parts, folder: RunFolder) -> Non
             crystals, names, log_reward = write_tables(config, parts, folder, crystals, log_prob, number)
             if number == config.rounds:
                 build_structures(config, parts, folder, crystals, names)
+            log_round(folder, number, crystals, log_reward, n_drawn, trainer)
             if campaign is not None:
                 campaign.choose(number, parts, crystals, names, log_reward)
-            log_round(folder, number, crystals, log_reward, n_drawn, trainer)
         if campaign is not None:
             campaign.check(number)
     if campaign is not None:
@@ -227,6 +227,8 @@ def main(words: Sequence[str]) -> None:
         config = folder.config(RunConfig)
         parts = build_parts(config)
     else:
+        config = absolute(config)
+        check_campaign(config)
         parts = build_parts(config)  # first, so that a run that cannot be built leaves no folder
         folder = create_run_folder(config, name=config.reward, output=config.output, argv=list(words))
     folder.structures  # noqa: B018 - fails now, not after training, where the folder cannot be written
@@ -253,6 +255,10 @@ def print_plan(config: RunConfig) -> None:
     print(f"training            {steps} steps of {config.train.batch_size}, about {minutes:.1f} minutes here")
     print(f"proxy queries       about {steps * config.train.batch_size // 2} to {steps * config.train.batch_size}")
     print(f"candidates          {config.n_candidates}, structures {config.n_structures}")
+    if config.rounds > 1:
+        print(f"rounds              {config.rounds}, the later ones of {config.learn.sampler_steps} steps")
+    if config.oracle.name != "none":
+        print(f"structures checked  {config.budget} with {config.oracle.name}")
 
 
 if __name__ == "__main__":

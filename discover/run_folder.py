@@ -13,6 +13,7 @@ import platform
 import re
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -246,6 +247,7 @@ def describe_machine() -> dict[str, Any]:
         with contextlib.suppress(PackageNotFoundError):
             packages[package] = version(package)
     return {
+        "id": uuid.uuid4().hex,
         "python": platform.python_version(),
         "packages": packages,
         "git_revision": git_revision(),

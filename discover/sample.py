@@ -93,7 +93,7 @@ def load_run(run: str, config: SampleConfig) -> tuple[RunFolder, RunConfig, Part
         raise RunFolderError(f"{run} has no checkpoint yet; finish it with python -m discover.run resume={run}")
     restrictions = None if config.restrict.is_empty else config.restrict.to_restrictions()
     parts = build_parts(run_config, restrictions=restrictions)
-    if (folder / PROXIES).is_dir():  # a run of several rounds has taught them
+    if (folder / PROXIES / "ensemble.json").exists():  # a run of several rounds has taught them
         parts = with_proxies(run_config, parts, PropertyEnsemble.load(folder / PROXIES))
     tensors, state = folder.load_checkpoint(CHECKPOINT_KIND)
     trainer = Trainer(parts.env, parts.policy, parts.target, run_config.train, loss=run_config.loss)

@@ -6,10 +6,11 @@ recorded (`discover.oracle.hull.Hull.e_above_hull`).
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
+import numpy as np
 from pymatgen.core import Structure
 
 #: The numbers of a label that have a column of their own, in eV.
@@ -58,6 +59,47 @@ class Label:
     space_group_after: int | None = None
     n_steps: int = 0
     seconds: float = 0.0
+
+
+def sound(label: Any) -> Label:
+    """Return a label that can be stored and learnt from: with plain numbers, or failed with a reason and without any.
+
+    Failed are numbers that are infinite or all unknown, structures that are disordered or hold NaN, and whatever is no
+    label at all.
+    """
+    if not isinstance(label, Label):
+        return Label(status=LabelStatus.FAILED, reason=f"the oracle returned {type(label).__name__}, expected Label")
+    seconds = float(label.seconds) if math.isfinite(label.seconds) else 0.0
+    numbers = {name: float(getattr(label, name)) for name in NUMBERS}
+    properties = {str(name): float(value) for name, value in label.properties.items()}
+    infinite = [name for name, value in (numbers | properties).items() if math.isinf(value)]
+    reason = str(label.reason or "")
+    if label.status is LabelStatus.FAILED:
+        pass
+    elif infinite:
+        reason = f"the oracle returned an infinite {infinite[0]}"
+    elif all(math.isnan(value) for value in (numbers | properties).values()):
+        reason = "the oracle returned no number (NaN)"
+    elif label.structure is not None and not _is_definite(label.structure):
+        reason = "the oracle returned a structure that is disordered or holds NaN"
+    else:
+        kept: dict[str, Any] = {**numbers, "properties": properties, "reason": reason, "seconds": seconds}
+        return replace(label, **kept)
+    structure = label.structure if label.structure is not None and _is_definite(label.structure) else None
+    return Label(
+        status=LabelStatus.FAILED,
+        reason=reason or "no reason was given",
+        structure=structure,
+        space_group_before=label.space_group_before,
+        space_group_after=label.space_group_after,
+        n_steps=label.n_steps,
+        seconds=seconds,
+    )
+
+
+def _is_definite(structure: Structure) -> bool:
+    finite = np.isfinite(structure.lattice.matrix).all() and np.isfinite(structure.frac_coords).all()
+    return bool(structure.is_ordered and finite)
 
 
 class Oracle(Protocol):

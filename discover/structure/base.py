@@ -5,6 +5,7 @@ from typing import Protocol
 import torch
 from pymatgen.core import Structure
 from pymatgen.io.cif import CifWriter
+from pymatgen.symmetry.analyzer import SymmetryUndeterminedError
 
 from envs.crystal import CrystalBatch
 
@@ -28,4 +29,7 @@ class StructureGenerator(Protocol):
 
 def cif_text(structure: Structure) -> str:
     """Return a CIF with the symmetry operations of the structure and its asymmetric unit, in the cell as given."""
-    return str(CifWriter(structure, symprec=_CIF_SYMPREC, refine_struct=False))
+    try:
+        return str(CifWriter(structure, symprec=_CIF_SYMPREC, refine_struct=False))
+    except SymmetryUndeterminedError:  # atoms on one spot: every atom is written, without symmetry
+        return str(CifWriter(structure))

@@ -12,13 +12,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from pymatgen.core import Structure
 
 from discover import run, sample
 from discover.campaign import STORE
 from discover.campaign_records import crystals_of, lesson_of, record_of
 from discover.errors import ConfigError, RunPaused
-from discover.oracle.base import Label, LabelStatus
-from discover.progress import LABELS, ROUNDS, HitRule, round_table
+from discover.oracle.base import Label, LabelStatus, sound
+from discover.progress import LABELS, ROUNDS, HitRule, label_table, round_table
 from discover.store import Candidate, Labelled, Store
 from envs.crystal import CrystalBatch
 from proxies.base import Prediction
@@ -143,6 +144,12 @@ def test_without_an_oracle_nothing_is_checked(oracle_here: Path) -> None:
         (["oracle.model=x"], "oracle.model does nothing"),
         (["engine.name=parsl"], "belong together"),
         (["acquire.explore=2"], "acquire.explore must be in"),
+        (["acquire.explore=0.5"], "applies before the last round"),
+        (["acquire.kappa=2"], "applies to acquire.name=ucb"),
+        (["oracle.rattle=2"], "oracle.rattle must be in 0 to 0.5"),
+        (["oracle.name=external", "oracle.fmax=0.2"], "oracle.fmax would do nothing with oracle.name=external"),
+        (["reference=nowhere.csv"], "nowhere.csv: no such file"),
+        (["store=postgresql://me:secret@host/db"], "holds a password"),
         (["learn.sampler_steps=9"], "applies to later rounds"),
     ],
 )
@@ -207,8 +214,6 @@ class NoReward:
 
 
 def test_rounds_count_failures_and_measure_errors_before_learning() -> None:
-    from discover.progress import label_table  # noqa: PLC0415
-
     items = [
         labelled("a", 1, energy=-1.95, gap=1.3),
         labelled("b", 1, energy=-1.5, gap=1.3),
@@ -223,6 +228,43 @@ def test_rounds_count_failures_and_measure_errors_before_learning() -> None:
     assert rounds.loc[1, "within_1_std_e_above_hull"] == pytest.approx(0.5)
     assert rounds.loc[1, "oracle_seconds_per_hit"] == pytest.approx(6.0)
     assert rounds.loc[2, ["hits", "hits_so_far"]].tolist() == [0, 1]  # a gap of 3 eV is off target
+
+
+def test_a_metal_has_no_gap_on_the_experimental_scale_and_a_failure_is_no_hit() -> None:
+    rule = HitRule(0.1, {"bandgap": (0.5, 0.25)}, experiment=True)
+    items = [labelled("a", 1, energy=-1.95, gap=0.0), labelled("b", 1, energy=-1.95, gap=0.01, status="failed")]
+    assert not label_table(items, rule, NoReward())["hit"].any()
+    open_rule = HitRule(0.1, {})
+    assert label_table(items, open_rule, NoReward())["hit"].tolist() == [True, False]
+
+
+def test_a_label_that_cannot_be_stored_is_a_failure_with_a_reason() -> None:
+    assert sound(3.0).reason == "the oracle returned float, expected Label"
+    endless = sound(Label(status=LabelStatus.GIVEN, band_gap=math.inf, seconds=math.inf))
+    assert (endless.status, endless.reason) == (LabelStatus.FAILED, "the oracle returned an infinite band_gap")
+    assert math.isnan(endless.band_gap)
+    assert endless.seconds == 0.0
+    broken = Structure([[4, 0, 0], [0, 4, 0], [0, 0, 4]], ["Na"], [[math.nan, 0, 0]])
+    assert "NaN" in sound(Label(status=LabelStatus.GIVEN, band_gap=1.0, structure=broken)).reason
+    failed = sound(Label(status=LabelStatus.FAILED, formation_energy_per_atom=-3.0))
+    assert math.isnan(failed.formation_energy_per_atom)
+
+
+def test_a_run_that_was_moved_goes_on_with_its_labels(oracle_here: Path) -> None:
+    run.main([*TINY, f"output={oracle_here / 'before'}"])
+    wanted = labels(oracle_here / "before")
+    (oracle_here / "before").rename(oracle_here / "after")
+    run.main([f"resume={oracle_here / 'after'}"])
+    pd.testing.assert_frame_equal(labels(oracle_here / "after"), wanted)
+    with Store.open(oracle_here / "after" / STORE) as store:
+        assert len(store.runs()) == 1
+
+
+def test_few_formulas_do_not_keep_a_round_from_its_budget(oracle_here: Path) -> None:
+    words = [w for w in TINY if not w.startswith(("restrict", "rounds", "learn", "oracle.budget"))]
+    narrow = ["restrict.elements=[Mg,O]", "acquire.new=off", "acquire.per_formula=1", "acquire.per_system=1"]
+    run.main([*words, *narrow, "oracle.budget=8", f"output={oracle_here / 'oxides'}"])
+    assert (labels(oracle_here / "oxides")["status"] == "given").sum() == 8
 
 
 def test_the_store_refuses_a_second_choice(oracle_here: Path) -> None:
