@@ -52,7 +52,8 @@ _FINALISTS = 12  # of which every check is shown
 EXTERNAL = "external"
 NO_COORDINATES = "no coordinates without overlapping atoms were found"
 _REHEARSED = 4096  # crystals of the prior
-_GRACE = 60.0  # seconds in which an oracle that has run out of time may still hand over what it has
+_KEEP_TIME = ("chgnet", "matgl")  # oracles that watch the time limit themselves
+_GRACE = 60.0  # seconds in which they may still hand over what they have
 _RETRIES = 3  # of a structure whose worker was lost
 _MOST_TRIED = 4  # candidates built per structure that is wanted
 
@@ -256,7 +257,7 @@ class Campaign:
             return
         settings = self.config.engine
         limits = Limits(
-            seconds=self.config.oracle.time_limit + _GRACE,
+            seconds=self.config.oracle.time_limit + (_GRACE if self.oracle_name in _KEEP_TIME else 0.0),
             memory_gb=self.config.oracle.memory_limit,
             retries=_RETRIES,
         )
