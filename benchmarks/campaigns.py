@@ -10,7 +10,7 @@ file lacks, each counted once over all runs. Labels already in the output folder
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,7 @@ from pymatgen.core import Structure
 
 from discover.acquire import Picker
 from discover.build import build_oracle, build_properties, run_space, seeded
-from discover.campaign_records import record_of
-from discover.candidates import crystal_keys
+from discover.campaign import candidates_of
 from discover.config import RunConfig
 from discover.data import Orbits, batch_orbits, orbits_of_structure, prepare
 from discover.engine import Limits, Task, open_engine
@@ -152,33 +151,19 @@ def _chosen(config: CampaignsConfig, run: RunConfig, parents: list[Structure], h
     properties = build_properties(run.proxies)
     predictions = properties.predict(crystals)
     score = build_reward(run, properties).from_predictions(crystals, predictions)
-    keys = [" ".join(map(str, key)) for key in crystal_keys(crystals)]
-    first = {key: row for row, key in reversed(list(enumerate(keys)))}
+    names = [f"s{row:05d}" for row in range(len(crystals))]
+    candidates = candidates_of(1, crystals, names, predictions, score)
+    first = {item.key: row for row, item in reversed(list(enumerate(candidates)))}
     picker = Picker(
         crystals.formulas(),
         crystals.chemical_systems(),
         per_formula=run.acquire.per_formula,
         per_system=run.acquire.per_system * run.rounds,
-        excluded=[row for row, key in enumerate(keys) if first[key] != row],
+        excluded=[row for row, item in enumerate(candidates) if first[item.key] != row],
     )
     return [
-        Candidate(
-            candidate_id=f"s{place + 1:04d}",
-            round=1,
-            source="substitution",
-            crystal=record_of(crystals, row),
-            key=keys[row],
-            formula=kept[row][0].composition.reduced_formula,
-            chemical_system=crystals.chemical_systems()[row],
-            space_group=int(crystals.space_group[row]),
-            n_atoms=int(crystals.n_atoms[row]),
-            prototype="",
-            log_reward=float(score[row]),
-            acquisition=float(score[row]),
-            predictions={key: (float(p.mean[row]), float(p.std[row])) for key, p in predictions.items()},
-            structure=kept[row][0],
-        )
-        for place, row in enumerate(picker.take(score, run.budget))
+        replace(candidates[row], source="substitution", structure=kept[row][0])
+        for row in picker.take(score, run.budget)
     ]
 
 

@@ -8,6 +8,7 @@ was killed goes on as if it had not been.
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -37,7 +38,7 @@ from discover.prototypes import prototype_keys
 from discover.reward import build_reward
 from discover.run_folder import VERSIONS, RunFolder
 from discover.store import Candidate, Labelled, Store
-from discover.structure.base import cif_text
+from discover.structure.base import NO_COORDINATES, cif_text
 from discover.train_proxy import ProxyTraining, split
 from discover.train_sampler import draw_crystals
 from discover.xrd import plot_pattern, powder_pattern
@@ -50,7 +51,6 @@ STORE = "store.sqlite"
 LEARNT = "rounds"  # folder of what each round has learnt
 _FINALISTS = 12  # of which every check is shown
 EXTERNAL = "external"
-NO_COORDINATES = "no coordinates without overlapping atoms were found"
 _REHEARSED = 4096  # crystals of the prior
 _KEEP_TIME = ("chgnet", "matgl")  # oracles that watch the time limit themselves
 _GRACE = 60.0  # seconds in which they may still hand over what they have
@@ -144,56 +144,43 @@ class Campaign:
             log_reward: (n,) of each.
         """
         predictions = parts.properties.predict(crystals)
-        earlier = self.store.candidates(self.run)
-        keys = [" ".join(map(str, key)) for key in crystal_keys(crystals)]
-        seen = {candidate.key for candidate in earlier}
-        rankings = self._rankings(number, parts, crystals, predictions)
-        formulas, systems = crystals.formulas(), crystals.chemical_systems()
-        known = self._known(formulas)
-        prototypes = prototype_keys(crystals).tolist() if parts.env.space.wyckoff else [""] * len(crystals)
-        settings = self.config.acquire
-        budget = self.config.round_budget(number)
-        picker = Picker(
-            formulas,
-            systems,
-            # Where there are few formulas or systems to choose from, the limits give way to the budget.
-            per_formula=max(settings.per_formula, math.ceil(self.config.budget / len(set(formulas)))),
-            per_system=max(settings.per_system, math.ceil(budget / len(set(systems)))),
-            taken=[candidate.formula for candidate in earlier],
-            excluded=[row for row, key in enumerate(keys) if key in seen or (settings.new and known[row])],
-        )
-        chosen = []
-        n_built = 0
+        proposed = candidates_of(number, crystals, names, predictions, log_reward)
+        self.store.add_rows(self.run, proposed)
+        picker = self._picker(number, proposed)
+        chosen: list[Candidate] = []
+        budget, n_built = self.config.round_budget(number), 0
         with tqdm(total=budget, desc="building", disable=None, file=sys.stderr) as bar:
-            for source, (ranking, share) in rankings.items():
+            for source, (ranking, share) in self._rankings(number, parts, crystals, predictions).items():
                 n = min(share, budget - n_built)
                 for row, structure in self._build(number, parts, crystals, source, ranking, n, picker):
                     n_built += structure is not None
                     bar.update(structure is not None)
-                    chosen.append(
-                        Candidate(
-                            candidate_id=names[row],
-                            round=number,
-                            source=source,
-                            crystal=record_of(crystals, row),
-                            key=keys[row],
-                            formula=formulas[row],
-                            chemical_system=systems[row],
-                            space_group=int(crystals.space_group[row]),
-                            n_atoms=int(crystals.n_atoms[row]),
-                            prototype=str(prototypes[row]),
-                            log_reward=float(log_reward[row]),
-                            acquisition=float(ranking[row]),
-                            predictions=_values_of(predictions, row),
-                            structure=structure,
-                        )
-                    )
+                    score = float(ranking[row])
+                    chosen.append(replace(proposed[row], source=source, acquisition=score, structure=structure))
         for candidate in chosen:
             if candidate.structure is not None:
                 self.folder.write_structure(candidate.candidate_id, cif_text(candidate.structure))
         if n_built < budget:
             print(f"round {number}: {n_built} of {budget} structures; no more candidates to build", file=sys.stderr)
-        self.store.add_round(self.run, number, chosen, {"acquisition": settings.name, "proposed": len(crystals)})
+        info = {"acquisition": self.config.acquire.name, "proposed": len(crystals)}
+        self.store.add_round(self.run, number, chosen, info)
+
+    def _picker(self, number: int, proposed: Sequence[Candidate]) -> Picker:
+        """Return what keeps a round from repeating itself, earlier rounds and, by default, what is known."""
+        settings, earlier = self.config.acquire, self.store.candidates(self.run)
+        formulas = [candidate.formula for candidate in proposed]
+        systems = [candidate.chemical_system for candidate in proposed]
+        seen = {candidate.key for candidate in earlier}
+        known = self._known(formulas) if settings.new else [False] * len(proposed)
+        return Picker(
+            formulas,
+            systems,
+            # Where there are few formulas or systems to choose from, the limits give way to the budget.
+            per_formula=max(settings.per_formula, math.ceil(self.config.budget / len(set(formulas)))),
+            per_system=max(settings.per_system, math.ceil(self.config.round_budget(number) / len(set(systems)))),
+            taken=[candidate.formula for candidate in earlier],
+            excluded=[row for row, item in enumerate(proposed) if item.key in seen or known[row]],
+        )
 
     def _known(self, formulas: Sequence[str]) -> list[bool]:
         """Return which reduced formulas the training data or the hull file hold."""
@@ -433,8 +420,46 @@ def check_campaign(config: RunConfig) -> None:
         raise ConfigError(f"the proxies in {config.proxies} cannot learn from labels; use networks, or rounds=1")
 
 
-def _values_of(predictions: Mapping[str, Prediction], row: int) -> dict[str, tuple[float, float]]:
-    return {name: (float(item.mean[row]), float(item.std[row])) for name, item in predictions.items()}
+def candidates_of(
+    number: int,
+    crystals: CrystalBatch,
+    names: Sequence[str],
+    predictions: Mapping[str, Prediction],
+    log_reward: Tensor,
+) -> list[Candidate]:
+    """Return crystals of the sampler as the store takes them, without structures."""
+    lettered = bool((crystals.letters >= 0).any())
+    prototypes = prototype_keys(crystals).tolist() if lettered else [""] * len(crystals)
+    columns = zip(
+        names,
+        crystal_keys(crystals),
+        crystals.formulas(),
+        crystals.chemical_systems(),
+        crystals.space_group.tolist(),
+        crystals.n_atoms.tolist(),
+        prototypes,
+        log_reward.tolist(),
+        strict=True,
+    )
+    return [
+        Candidate(
+            candidate_id=name,
+            round=number,
+            source="sampler",
+            crystal=record_of(crystals, row),
+            key=" ".join(map(str, key)),
+            formula=formula,
+            chemical_system=system,
+            space_group=group,
+            n_atoms=n_atoms,
+            prototype=str(prototype),
+            log_reward=value,
+            acquisition=value,
+            predictions={prop: (float(item.mean[row]), float(item.std[row])) for prop, item in predictions.items()},
+            structure=None,
+        )
+        for row, (name, key, formula, system, group, n_atoms, prototype, value) in enumerate(columns)
+    ]
 
 
 def _ensemble(folder: str | None) -> PropertyEnsemble | None:

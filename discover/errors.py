@@ -11,6 +11,7 @@ from typing import NoReturn
 
 OUR_PACKAGES = frozenset({"discover", "envs", "policies", "proxies"})
 EXIT_USER_ERROR = 2
+EXIT_PAUSED = 3  # somebody else has to do something first
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -67,10 +68,14 @@ def main_guard(command: Callable[[Sequence[str]], None], argv: Sequence[str] | N
         argv: Those arguments; `sys.argv[1:]` by default.
 
     Raises:
-        SystemExit: Always. 0 after success, 2 after an error with a remedy, 130 after Ctrl-C.
+        SystemExit: Always. 0 after success, 2 after an error with a remedy, 3 where results from outside are awaited,
+            130 after Ctrl-C.
     """
     try:
         command(sys.argv[1:] if argv is None else argv)
+    except RunPaused as pause:
+        print(pause, file=sys.stderr)
+        sys.exit(EXIT_PAUSED)
     except KeyboardInterrupt as interrupt:
         hint = str(interrupt) or "What was written so far is complete; resume=DIR continues a run."
         print(f"\nInterrupted. {hint}", file=sys.stderr)

@@ -27,7 +27,7 @@ from discover.errors import ConfigError, main_guard
 from discover.options import help_text, parse_args
 from discover.properties import Properties
 from discover.run_folder import RunFolder, create_run_folder
-from discover.structure.base import StructureGenerator
+from discover.structure.base import NO_COORDINATES, StructureGenerator
 from discover.structure.flow_matching import LatticeMode
 from discover.structure_files import StructureFormat, write_structures
 from discover.train_sampler import draw_crystals
@@ -39,7 +39,6 @@ from policies.pretrained import SHIPPED, Prior, load_policy, load_prior
 
 USAGE = "python -m discover.generate n=1000 ['restrict.elements=[Fe,O]'] [output=DIR]"
 FAILURE = "failure"  # column of the table: why a row has no structure, empty where it has one
-NO_COORDINATES = "no coordinates without overlapping atoms were found"
 _BATCH = 1000  # the first crystals of a longer run with the same seed are those of a shorter one
 Letters = Literal["composition", "prior"]
 

@@ -9,6 +9,7 @@ from pymatgen.symmetry.analyzer import SymmetryUndeterminedError
 
 from envs.crystal import CrystalBatch
 
+NO_COORDINATES = "no coordinates without overlapping atoms were found"
 _CIF_SYMPREC = 1e-3  # Å; coordinates are exact to rounding, so nothing but the symmetry that is there is found
 
 

@@ -12,8 +12,8 @@ from discover import generate as command
 from discover.candidates import Column
 from discover.data import prepare
 from discover.errors import ConfigError
-from discover.generate import FAILURE, NO_COORDINATES, Generated, generate
-from discover.structure.base import StructureGenerator
+from discover.generate import FAILURE, Generated, generate
+from discover.structure.base import NO_COORDINATES, StructureGenerator
 from discover.structure.random_baseline import RandomCoordinates
 from envs.crystal import CrystalBatch
 from envs.errors import RestrictionError
