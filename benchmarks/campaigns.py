@@ -161,10 +161,8 @@ def _chosen(config: CampaignsConfig, run: RunConfig, parents: list[Structure], h
         per_system=run.acquire.per_system * run.rounds,
         excluded=[row for row, item in enumerate(candidates) if first[item.key] != row],
     )
-    return [
-        replace(candidates[row], source="substitution", structure=kept[row][0])
-        for row in picker.take(score, run.budget)
-    ]
+    rows = picker.take(score, run.budget)
+    return [replace(candidates[row], source="substitution", structure=kept[row][0]) for row in rows]
 
 
 if __name__ == "__main__":
