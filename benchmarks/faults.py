@@ -3,10 +3,12 @@
     python -m benchmarks.faults n_kills=50 output=FOLDER
 
 The oracle is a toy that also raises, hangs, returns NaN, eats memory and kills its own process, for structures that
-their composition picks, so that both runs meet the same faults. Instants are random, and every other time a worker is
-killed instead of the run. Reported: labels in both stores, differences, labels bought twice.
+their composition picks, so that both runs meet the same faults. A third of the kills come at any instant, a third while
+structures are being labelled, and a third kill one of the workers then. Reported: labels in both stores, differences,
+labels bought twice.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -47,8 +49,8 @@ def label(structure):
     return -1.0 - 0.01 * structure.density
 '''
 SETTINGS = (
-    *("reward=stability", "rounds=3", "train.n_steps=6", "train.batch_size=32", "learn.sampler_steps=4"),
-    *("n_candidates=60", "n_structures=0", "oracle.name=callable", "oracle.model=faulty_oracle:label"),
+    *("reward=stability", "rounds=4", "train.n_steps=6", "train.batch_size=32", "learn.sampler_steps=4"),
+    *("n_candidates=150", "n_structures=0", "oracle.name=callable", "oracle.model=faulty_oracle:label"),
     *("oracle.time_limit=2", "oracle.memory_limit=2", "engine.workers=2"),
 )
 
@@ -59,7 +61,7 @@ class FaultsConfig:
 
     output: str = option("", "folder for both runs")
     n_kills: int = option(50, "kills of the campaign or of one of its workers")
-    budget: int = option(45, "structures to check")
+    budget: int = option(120, "structures to check")
     longest: float = option(16.0, "seconds between kills, at most")
     seed: int = option(0, "of the instants")
 
@@ -101,11 +103,18 @@ def _disturb(config: FaultsConfig, settings: list[str], output: Path, folder: Pa
     runs = workers = 0
     process = _start([*settings, f"output={folder}"], output, "killed")
     while runs + workers < config.n_kills and process.poll() is None:
-        time.sleep(draws.uniform(0.2, config.longest))
+        kind = (runs + workers) % 3
+        if kind == 0:
+            time.sleep(draws.uniform(0.2, config.longest))
+        else:
+            while not _children(process.pid) and process.poll() is None:
+                time.sleep(0.05)
+            time.sleep(draws.uniform(0.0, 3.0))
         children = _children(process.pid)
-        if (runs + workers) % 2 and children:
-            os.kill(draws.choice(children), signal.SIGKILL)
-            workers += 1
+        if kind == 2 and children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(draws.choice(children), signal.SIGKILL)
+                workers += 1
         elif process.poll() is None:
             process.kill()
             process.wait()

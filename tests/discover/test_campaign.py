@@ -63,6 +63,11 @@ def labels(folder: Path) -> pd.DataFrame:
 def test_two_rounds_leave_labels_tables_proxies_and_a_sampler_that_uses_them(oracle_here: Path, capsys) -> None:
     folder = oracle_here / "run"
     run.main([*TINY, f"output={folder}"])
+    with Store.open(folder / STORE) as store:
+        (name,) = store.runs()
+        assert store.rounds(name) == [1, 2]
+        assert store.n_seen(name) > len(store.candidates(name))
+        assert not store.unlabelled(name, 2, "callable")
     table = labels(folder)
     checked = table[table["status"] != "failed"]
     assert table["round"].tolist() == sorted(table["round"])
@@ -82,8 +87,8 @@ def test_two_rounds_leave_labels_tables_proxies_and_a_sampler_that_uses_them(ora
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_point_ends_with_the_same_store(oracle_here: Path) -> None:
-    """Killed after growing times and resumed each time, against a run that nobody disturbed."""
+def test_a_killed_run_ends_with_the_same_store(oracle_here: Path) -> None:
+    """Killed and resumed, against a run that nobody disturbed; `benchmarks.faults` does it 50 times."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(Path(__file__).parents[2])])}
 
     def start(*words: str) -> "subprocess.Popen[bytes]":
@@ -96,13 +101,10 @@ def test_a_run_killed_at_any_point_ends_with_the_same_store(oracle_here: Path) -
     deadline = time.monotonic() + 120
     while not (killed / STORE).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    for pause in (0.5, 3.0):
-        time.sleep(pause)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process = start(f"resume={killed}")
-        time.sleep(4.0)
-    assert process.wait() == 0
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert start(f"resume={killed}").wait() == 0
     wanted, found = labels(whole), labels(killed)
     columns = ["candidate_id", "formula", "status", "formation_energy", "log_reward"]
     pd.testing.assert_frame_equal(found[columns], wanted[columns], rtol=1e-6)
@@ -123,6 +125,20 @@ def test_answers_from_outside_are_waited_for_and_read(oracle_here: Path) -> None
                 run.main([f"resume={folder}"])
     run.main([f"resume={folder}"])
     assert sorted(labels(folder)["formation_energy"].dropna()) == [-1.7, -1.6, -1.5]
+
+
+@pytest.mark.slow
+def test_chgnet_checks_structures_by_default(tmp_path: Path) -> None:
+    words = [w for w in TINY if not w.startswith(("oracle", "rounds", "learn", "engine"))]
+    hull = tmp_path / "hull.csv"
+    hull.write_text("formula,e_form\nNaCl,-2.1\nMgO,-3.0\nAl2O3,-3.4\nMgS,-1.8\nNa2O,-1.4\n")
+    run.main([*words, "oracle.budget=1", f"oracle.hull={hull}", "oracle.max_steps=5", f"output={tmp_path / 'run'}"])
+    (row,) = labels(tmp_path / "run").to_dict("records")
+    assert row["status"] in ("converged", "step_limit")
+    assert -5 < row["formation_energy"] < 1
+    assert row["band_gap"] >= 0
+    assert row["hull"] == str(hull)
+    assert (tmp_path / "run" / "relaxed" / f"{row['candidate_id']}.cif").exists()
 
 
 def test_without_an_oracle_nothing_is_checked(oracle_here: Path) -> None:
@@ -265,13 +281,3 @@ def test_few_formulas_do_not_keep_a_round_from_its_budget(oracle_here: Path) -> 
     narrow = ["restrict.elements=[Mg,O]", "acquire.new=off", "acquire.per_formula=1", "acquire.per_system=1"]
     run.main([*words, *narrow, "oracle.budget=8", f"output={oracle_here / 'oxides'}"])
     assert (labels(oracle_here / "oxides")["status"] == "given").sum() == 8
-
-
-def test_the_store_refuses_a_second_choice(oracle_here: Path) -> None:
-    folder = oracle_here / "once"
-    run.main([*TINY, f"output={folder}"])
-    with Store.open(folder / STORE) as store:
-        (name,) = store.runs()
-        assert store.rounds(name) == [1, 2]
-        assert all(candidate.round in (1, 2) for candidate in store.candidates(name))
-        assert not store.unlabelled(name, 2, "callable")

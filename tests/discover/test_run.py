@@ -27,6 +27,7 @@ TINY = [
     "train.batch_size=32",
     "n_candidates=30",
     "n_structures=3",
+    "oracle.name=none",
     "restrict.elements=[Na,Mg,Al,O,S,Cl]",
     "restrict.n_elements=[2,3]",
 ]
