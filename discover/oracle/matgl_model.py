@@ -56,13 +56,18 @@ class KnownValue:
     tolerance: float
 
 
-def _rock_salt(a: float, cation: str, anion: str) -> Structure:
-    return Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), [cation, anion], [[0, 0, 0], [0.5, 0.5, 0.5]])
+_FACES = ((0.0, 0.0, 0.0), (0.0, 0.5, 0.5), (0.5, 0.0, 0.5), (0.5, 0.5, 0.0))
+
+
+def _cubic(a: float, first: str, second: str, shift: float) -> Structure:
+    """Return two face-centred lattices, the second `shift` of the diagonal away: rock salt (1/2) or diamond (1/4)."""
+    coords = [*_FACES, *(tuple(x + shift for x in site) for site in _FACES)]
+    return Structure(Lattice.cubic(a), [first] * 4 + [second] * 4, coords)
 
 
 def _known(name: str, nacl: float, mgo: float, silicon: float) -> tuple[KnownValue, ...]:
-    diamond = Structure.from_spacegroup("Fd-3m", Lattice.cubic(5.47), ["Si"], [[0, 0, 0]])
-    crystals = (_rock_salt(5.69, "Na", "Cl"), nacl), (_rock_salt(4.25, "Mg", "O"), mgo), (diamond, silicon)
+    salts = (_cubic(5.69, "Na", "Cl", 0.5), nacl), (_cubic(4.25, "Mg", "O", 0.5), mgo)
+    crystals = *salts, (_cubic(5.47, "Si", "Si", 0.25), silicon)
     return tuple(KnownValue(structure, value, TOLERANCE[name]) for structure, value in crystals)
 
 
