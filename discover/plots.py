@@ -66,6 +66,37 @@ def distribution(
     return figure
 
 
+def rounds(
+    numbers: Sequence[int],
+    hit_rate: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    errors: Mapping[str, Sequence[float]],
+) -> Figure:
+    """Return the hit rate of each round with its 95 % interval, and the proxies' errors before they learnt from it.
+
+    Args:
+        numbers: Of the rounds.
+        hit_rate: Share of the structures checked, failures included.
+        low: Lower end of the interval.
+        high: Upper end.
+        errors: Mean absolute error by the name of the property with its unit.
+    """
+    figure, (upper, lower) = _figure(rows=2)
+    rate, ends = 100 * np.asarray(hit_rate), 100 * np.asarray([low, high])
+    upper.errorbar(numbers, rate, yerr=np.abs(ends - rate), color=TRAINED, marker="o", capsize=3)
+    upper.set_ylabel("hits, % of checked")
+    upper.set_ylim(bottom=0)
+    for (name, values), colour in zip(errors.items(), (TRAINED, ACCENT, PRIOR), strict=False):
+        lower.plot(numbers, values, marker="o", color=colour, label=name)
+    lower.set_ylim(bottom=0)
+    lower.set_ylabel("error of the proxies")
+    lower.set_xlabel("round")
+    lower.set_xticks(list(numbers))
+    lower.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def bars(counts: Mapping[str, float], title: str, *, y_label: str = "% of candidates", most: int = 40) -> Figure:
     """Return a bar chart of the largest of `counts`, in descending order."""
     figure, (axes,) = _figure()

@@ -66,6 +66,12 @@ _ROUND_HEADER = {
     "within_1_std_band_gap": "within 1σ",
     "oracle_seconds_per_hit": "CPU s per hit",
 }
+_RATE = {"hit_rate": "hit_rate", "low": "hit_rate_low", "high": "hit_rate_high"}
+_ERRORS = {
+    "formation_energy": "formation energy (eV/atom)",
+    "band_gap": "band gap (eV)",
+    "e_above_hull": "energy above hull (eV/atom)",
+}
 _BEST_HEADER = (
     "id",
     "formula",
@@ -203,6 +209,13 @@ def _write_plots(
     groups = Counter(str(number) for number in table[Column.SPACE_GROUP])
     shares = {number: 100 * count / len(table) for number, count in groups.items()}
     figures["space_groups"] = (plots.bars(shares, "Space groups"), "Space groups of the candidates, by number.")
+    if (folder / ROUNDS).exists() and len(checked := pd.read_csv(folder / ROUNDS)) > 1:
+        errors = {label: checked[f"mae_{name}"].tolist() for name, label in _ERRORS.items()}
+        curves = {name: checked[column].tolist() for name, column in _RATE.items()}
+        figures["rounds"] = (
+            plots.rounds(checked["round"].tolist(), **curves, errors=errors),
+            "Hits round by round with 95 % intervals, and how wrong the proxies were about what they had not yet seen.",
+        )
     for name, (figure, _) in figures.items():
         folder.write_plot(f"{name}.png", plots.png(figure))
     return [(f"plots/{name}.png", caption) for name, (_, caption) in figures.items()]

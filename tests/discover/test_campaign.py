@@ -80,6 +80,7 @@ def test_two_rounds_leave_labels_tables_proxies_and_a_sampler_that_uses_them(ora
         assert (folder / "structures" / f"{name}.cif").exists()
     summary = (folder / "summary.md").read_text()
     assert "## Checked with callable" in summary
+    assert (folder / "plots" / "rounds.png").read_bytes().startswith(b"\x89PNG")
     assert "implied by the proxies" in summary
     assert "<html" in (folder / "finalists.html").read_text()
     sample.main([f"run={folder}", "n=5"])
