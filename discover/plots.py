@@ -62,7 +62,7 @@ def distribution(
         axes.axvline(target, color=ACCENT, linewidth=1.6, label="wanted")
     axes.set_xlabel(label)
     axes.set_ylabel("% of samples")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(loc="upper right", frameon=False, fontsize=8)
     return figure
 
 
@@ -93,7 +93,7 @@ def rounds(
     lower.set_ylabel("error of the proxies")
     lower.set_xlabel("round")
     lower.set_xticks(list(numbers))
-    lower.legend(frameon=False, fontsize=8)
+    lower.legend(loc="upper right", frameon=False, fontsize=8)
     return figure
 
 

@@ -96,14 +96,15 @@ class Prior:
             batch = crystals.select(rows)
             walks = walk(self.env, batch)
             inside = walks.legal
+            parts.append(torch.full((len(rows),), UNREPRESENTABLE, dtype=torch.float64))
+            if not bool(inside.any()):
+                continue
             if not bool(inside.all()):  # a choice that the space lacks has no probability to look up
                 batch = batch.select(inside)
                 walks = walk(self.env, batch)
             with torch.no_grad():
                 log_p = self.policy.log_prob(walks.records, walks.n) + log_n_images(batch, self.space.box)
-            total = torch.full((len(rows),), UNREPRESENTABLE, dtype=torch.float64)
-            total[inside] = log_p.clamp(min=UNREPRESENTABLE)
-            parts.append(total)
+            parts[-1][inside] = log_p.clamp(min=UNREPRESENTABLE)
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
