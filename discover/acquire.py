@@ -104,6 +104,11 @@ class Picker:
         self._counts = Counter(taken), Counter[str]()
         self._rows = set(excluded)
 
+    def lift_limits(self) -> None:
+        """Take from now on without limits, each candidate still once."""
+        self._limits = (len(self._names), len(self._names))
+        self._counts = Counter[str](), Counter[str]()
+
     def take(self, score: Tensor, n: int) -> list[int]:
         """Return up to `n` rows, the highest of (m,) `score` first."""
         found: list[int] = []

@@ -175,7 +175,7 @@ class Campaign:
         return Picker(
             formulas,
             systems,
-            # Where there are few formulas or systems to choose from, the limits give way to the budget.
+            # Where there are few formulas or systems to choose from, each gets an even share of the budget at least.
             per_formula=max(settings.per_formula, math.ceil(self.config.budget / len(set(formulas)))),
             per_system=max(settings.per_system, math.ceil(self.config.round_budget(number) / len(set(systems)))),
             taken=[candidate.formula for candidate in earlier],
@@ -215,6 +215,9 @@ class Campaign:
         n_built, n_tried = 0, 0
         while n_built < n and n_tried < _MOST_TRIED * n:
             rows = picker.take(ranking, n - n_built)
+            if not rows:  # few formulas: what the limits leave would waste the budget
+                picker.lift_limits()
+                rows = picker.take(ranking, n - n_built)
             if not rows:
                 return
             draws = seeded(self.config.seed, f"structures {number} {source} {n_tried}")

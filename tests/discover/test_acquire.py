@@ -77,6 +77,8 @@ def test_limits_on_formulas_hold_over_rounds_and_on_systems_within_one() -> None
     assert picker.take(score, 1) == [0]
     assert picker.take(score, 9) == [3]  # one more A would be the third, C is excluded
     assert picker.take(score, 9) == []
+    picker.lift_limits()
+    assert picker.take(score, 9) == [1, 2]
 
 
 def test_uncertainty_compares_properties_in_their_own_units() -> None:
