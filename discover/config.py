@@ -762,6 +762,7 @@ _EVALUATE_TAKES: dict[str, tuple[str, ...]] = {
     "sampler": ("run", "n"),
     "proxy": ("data", "train_data", "weights"),
     "prior": ("data", "train_data", "weights"),
+    "gap": ("data", "weights", "output", "n_workers"),
     "csp": ("data", "n", "k", "given", "source", "templates", "output", "n_workers"),
     "dng": (
         *("reference", "n", "train_data", "hull", "n_relax", "source", "letters", "run", "structures"),
@@ -774,14 +775,14 @@ _EVALUATE_TAKES: dict[str, tuple[str, ...]] = {
 class EvaluateConfig:
     """Everything `python -m discover.evaluate` can be told."""
 
-    task: Literal["sampler", "proxy", "prior", "csp", "dng"] = option(
+    task: Literal["sampler", "proxy", "prior", "gap", "csp", "dng"] = option(
         "sampler",
-        "what to evaluate: a trained sampler, the proxies, the likelihood of the prior, structure prediction (csp), "
-        "or de novo generation (dng)",
+        "what to evaluate: a trained sampler, the proxies, the likelihood of the prior, the band gap model of "
+        "structures (gap), structure prediction (csp), or de novo generation (dng)",
     )
     run: str | None = option(None, "for task=sampler and task=dng: folder of the run")
     data: str | None = option(
-        None, "for task=proxy, prior and csp: CSV file with structures, and labels for the first two"
+        None, "for task=proxy, prior, gap and csp: CSV file with structures, and labels for the first three"
     )
     train_data: str | None = option(
         None,
@@ -789,7 +790,7 @@ class EvaluateConfig:
         "the independent-marginals baseline to the prior, and novelty and the floor of each distance to dng",
     )
     weights: str | None = option(
-        None, "for task=proxy and task=prior: folder of trained weights; null: those that ship with the package"
+        None, "for task=proxy, prior and gap: folder of trained weights; null: those that ship with the package"
     )
     n: int = option(
         10000, "for task=sampler and dng: crystals to sample; for task=csp: random rows of the data, at most all"
@@ -822,9 +823,11 @@ class EvaluateConfig:
     )
     n_relax: int = option(500, "for task=dng with a hull: how many of the first structures to relax with CHGNet")
     output: str | None = option(
-        None, "for task=csp and dng: folder for figures.json and a table with one row a material or relaxed structure"
+        None,
+        "for task=csp and dng: folder for figures.json and a table with one row a material or relaxed structure; for "
+        "task=gap: folder that keeps what CHGNet sees, so that the next model takes seconds",
     )
-    n_workers: int = option(2, "for task=csp and dng: processes that compare, fingerprint and relax structures")
+    n_workers: int = option(2, "for task=gap, csp and dng: processes that run CHGNet, compare, fingerprint and relax")
     seed: int = option(0, "random seed")
 
     def __post_init__(self) -> None:

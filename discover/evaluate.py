@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import nan
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from discover.config import EvaluateConfig
@@ -15,12 +16,15 @@ from discover.evaluate_dng import evaluate_dng
 from discover.evaluate_proxy import evaluate_proxy
 from discover.evaluate_sampler import evaluate_sampler
 from discover.options import help_text, parse_args
+from discover.oracle.band_gap import GapModel
+from discover.oracle.train_band_gap import evaluate_band_gap
 from discover.train_prior import CHEMISTRIES, evaluate_prior
 from policies.pretrained import SHIPPED, Prior, load_policy
 from proxies import load_ensemble, load_pretrained
 
 USAGE = (
     "python -m discover.evaluate task=proxy data=FILE.csv.gz | task=prior data=FILE.csv.gz | task=sampler run=DIR | "
+    "task=gap data=FILE.csv.gz | "
     "task=csp data=FILE.csv.gz n=500 k=20 [source=templates templates=FILE.csv.gz] [given=wyckoff source=generator] | "
     "task=dng reference=FILE.csv.gz [train_data=FILE.csv.gz hull=FOLDER]"
 )
@@ -34,6 +38,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return evaluate_csp(config, predictor_of(config))
     if config.task == "dng":
         return evaluate_dng(config)
+    if config.task == "gap":
+        model = GapModel.load(None if config.weights is None else Path(config.weights))
+        with TemporaryDirectory() as scratch:  # CHGNet's features, kept where an output folder is named
+            features = Path(config.output or scratch) / "features"
+            return dict(evaluate_band_gap(config.data or "", features, model=model, n_workers=config.n_workers))
     if config.task == "prior":
         policy = load_policy(SHIPPED if config.weights is None else Path(config.weights) / "prior")
         return {
