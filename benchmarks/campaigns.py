@@ -20,7 +20,7 @@ from pymatgen.core import Structure
 
 from discover.acquire import Picker
 from discover.build import build_oracle, build_properties, run_space, seeded
-from discover.campaign import candidates_of
+from discover.choose import candidates_of
 from discover.config import RunConfig
 from discover.data import Orbits, batch_orbits, orbits_of_structure, prepare
 from discover.engine import Limits, Task, open_engine

@@ -3,6 +3,7 @@
 Scores that raise the uncertain belong here and nowhere else: the final list is ordered by what the oracle found.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
@@ -100,13 +101,23 @@ class Picker:
         excluded: Iterable[int] = (),
     ) -> None:
         self._names = list(zip(formulas, systems, strict=True))
-        self._limits = (per_formula, per_system)
+        self.limits = (per_formula, per_system)
         self._counts = Counter(taken), Counter[str]()
         self._rows = set(excluded)
 
+    def widened(self, factor: int) -> "Picker":
+        """Return another picker in the same state, whose limits are `factor` times as wide."""
+        other = copy.deepcopy(self)
+        other.limits = (factor * self.limits[0], factor * self.limits[1])
+        return other
+
+    def exclude(self, rows: Iterable[int]) -> None:
+        """Take none of these rows."""
+        self._rows.update(rows)
+
     def lift_limits(self) -> None:
         """Take from now on without limits, each candidate still once."""
-        self._limits = (len(self._names), len(self._names))
+        self.limits = (len(self._names), len(self._names))
         self._counts = Counter[str](), Counter[str]()
 
     def take(self, score: Tensor, n: int) -> list[int]:
@@ -115,7 +126,7 @@ class Picker:
         for row in score.argsort(descending=True, stable=True).tolist():
             if len(found) == n:
                 break
-            uses = list(zip(self._counts, self._names[row], self._limits, strict=True))
+            uses = list(zip(self._counts, self._names[row], self.limits, strict=True))
             if row in self._rows or any(counter[name] >= limit for counter, name, limit in uses):
                 continue
             for counter, name, _ in uses:

@@ -45,6 +45,7 @@ class Parts:
     reward: Reward
     prior: Prior | None  # None where the space is not the prior's
     generator: StructureGenerator
+    with_free_cell: tuple[StructureGenerator, ...] = ()  # finds cells along with coordinates, where cells are free
 
 
 def run_space(config: RunConfig) -> Space:
@@ -94,7 +95,9 @@ def build_parts(config: RunConfig, *, restrictions: Restrictions | None = None) 
     )
     policy = start_policy(config, env, prior)
     generator = build_generator(config.structure, config.flow, n_draws=_DRAWS)
-    return Parts(env, policy, target, properties, reward, prior, generator)
+    free = config.has_prior and not config.restrict.binds_cells
+    others = (replace(generator, lattice="free"),) if free and isinstance(generator, FlowMatching) else ()
+    return Parts(env, policy, target, properties, reward, prior, generator, others)
 
 
 def build_generator(

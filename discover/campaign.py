@@ -5,36 +5,29 @@ that later rounds depend on is computed from the store, in the order of candidat
 was killed goes on as if it had not been.
 """
 
-import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
-from pymatgen.core import Structure
 from torch import Tensor
-from tqdm import tqdm
 
-from discover.acquire import Picker, acquisition_scores, uncertainty
 from discover.build import PROXIES, Parts, build_oracle, build_properties, seeded, with_proxies
-from discover.campaign_records import IMPLIED_HULL, crystals_of, given_lesson, joined, lesson_of, record_of
-from discover.candidates import crystal_keys
+from discover.campaign_records import IMPLIED_HULL, crystals_of, given_lesson, joined, lesson_of
+from discover.choose import Chooser
 from discover.config import RunConfig
 from discover.data import prepare
-from discover.engine import EngineError, Limits, Task, open_engine
+from discover.engine import EngineError, Task
 from discover.errors import ConfigError, RunFolderError, RunPaused
 from discover.finalists import Finalist, check_finalists, checks_table, html_page, markdown_table
+from discover.labelling import labels_of
 from discover.learn import DataRehearsal, Rehearsal, learn, scaled, std_factors
 from discover.nearest import Reference
-from discover.novelty import is_known
 from discover.oracle.base import Label, LabelStatus, sound
 from discover.oracle.external import RESULTS, read_results, write_requests
 from discover.oracle.hull import Hull
 from discover.plots import png
 from discover.progress import FINALISTS, LABELS, ROUNDS, HitRule, label_table, round_table
-from discover.prototypes import prototype_keys
 from discover.reward import build_reward
 from discover.run_folder import VERSIONS, RunFolder
 from discover.store import Candidate, Labelled, Store
@@ -45,17 +38,12 @@ from discover.xrd import plot_pattern, powder_pattern
 from envs.crystal import CrystalBatch
 from policies.pretrained import load_prior
 from proxies import PropertyEnsemble, load_ensemble, load_pretrained
-from proxies.base import Prediction
 
 STORE = "store.sqlite"
 LEARNT = "rounds"  # folder of what each round has learnt
 _FINALISTS = 12  # of which every check is shown
 EXTERNAL = "external"
 _REHEARSED = 4096  # crystals of the prior
-_KEEP_TIME = ("chgnet", "matgl")  # oracles that watch the time limit themselves
-_GRACE = 60.0  # seconds in which they may still hand over what they have
-_RETRIES = 3  # of a structure whose worker was lost
-_MOST_TRIED = 4  # candidates built per structure that is wanted
 
 
 class Campaign:
@@ -143,88 +131,20 @@ class Campaign:
             names: Their ids.
             log_reward: (n,) of each.
         """
-        predictions = parts.properties.predict(crystals)
-        proposed = candidates_of(number, crystals, names, predictions, log_reward)
-        self.store.add_rows(self.run, proposed)
-        picker = self._picker(number, proposed)
-        chosen: list[Candidate] = []
-        budget, n_built = self.config.round_budget(number), 0
-        with tqdm(total=budget, desc="building", disable=None, file=sys.stderr) as bar:
-            for source, (ranking, share) in self._rankings(number, parts, crystals, predictions).items():
-                n = min(share, budget - n_built)
-                for row, structure in self._build(number, parts, crystals, source, ranking, n, picker):
-                    n_built += structure is not None
-                    bar.update(structure is not None)
-                    score = float(ranking[row])
-                    chosen.append(replace(proposed[row], source=source, acquisition=score, structure=structure))
-        for candidate in chosen:
+        chooser = Chooser(
+            config=self.config,
+            number=number,
+            parts=parts,
+            hull=self.hull,
+            earlier=self.store.candidates(self.run),
+            labelled=self.store.labels(self.run, self.oracle_name, before_round=number),
+        )
+        choice = chooser.choose(crystals, names, log_reward)
+        self.store.add_rows(self.run, choice.proposed)
+        for candidate in choice.chosen:
             if candidate.structure is not None:
                 self.folder.write_structure(candidate.candidate_id, cif_text(candidate.structure))
-        if n_built < budget:
-            print(f"round {number}: {n_built} of {budget} structures; no more candidates to build", file=sys.stderr)
-        info = {"acquisition": self.config.acquire.name, "proposed": len(crystals)}
-        self.store.add_round(self.run, number, chosen, info)
-
-    def _picker(self, number: int, proposed: Sequence[Candidate]) -> Picker:
-        """Return what keeps a round from repeating itself, earlier rounds and, by default, what is known."""
-        settings, earlier = self.config.acquire, self.store.candidates(self.run)
-        formulas = [candidate.formula for candidate in proposed]
-        systems = [candidate.chemical_system for candidate in proposed]
-        seen = {candidate.key for candidate in earlier}
-        known = self._known(formulas) if settings.new else [False] * len(proposed)
-        return Picker(
-            formulas,
-            systems,
-            # Where there are few formulas or systems to choose from, each gets an even share of the budget at least.
-            per_formula=max(settings.per_formula, math.ceil(self.config.budget / len(set(formulas)))),
-            per_system=max(settings.per_system, math.ceil(self.config.round_budget(number) / len(set(systems)))),
-            taken=[candidate.formula for candidate in earlier],
-            excluded=[row for row, item in enumerate(proposed) if item.key in seen or known[row]],
-        )
-
-    def _known(self, formulas: Sequence[str]) -> list[bool]:
-        """Return which reduced formulas the training data or the hull file hold."""
-        in_hull = frozenset[str]() if self.hull is None else self.hull.formulas
-        return [bool(known) or formula in in_hull for known, formula in zip(is_known(formulas), formulas, strict=True)]
-
-    def _rankings(
-        self, number: int, parts: Parts, crystals: CrystalBatch, predictions: Mapping[str, Prediction]
-    ) -> dict[str, tuple[Tensor, int]]:
-        """Return the (n,) score and the number of structures of each source.
-
-        The last round does not explore; what exploration leaves goes to the score.
-        """
-        settings, budget = self.config.acquire, self.config.round_budget(number)
-        score = acquisition_scores(
-            settings.name,
-            parts.reward,
-            crystals,
-            predictions,
-            kappa=settings.kappa,
-            generator=seeded(self.config.seed, f"acquire {number}"),
-        )
-        aimless = number == self.config.rounds or settings.name == "random"
-        n_explore = 0 if aimless else round(settings.explore * budget)
-        unsure = uncertainty(predictions, parts.reward.needs or ("formation_energy_per_atom",))
-        return {"explore": (unsure, n_explore), "sampler": (score, budget)}
-
-    def _build(
-        self, number: int, parts: Parts, crystals: CrystalBatch, source: str, ranking: Tensor, n: int, picker: Picker
-    ) -> Iterator[tuple[int, Structure | None]]:
-        """Yield rows and their structures, best first, until `n` are built; those that could not be come too."""
-        n_built, n_tried = 0, 0
-        while n_built < n and n_tried < _MOST_TRIED * n:
-            rows = picker.take(ranking, n - n_built)
-            if not rows:  # few formulas: what the limits leave would waste the budget
-                picker.lift_limits()
-                rows = picker.take(ranking, n - n_built)
-            if not rows:
-                return
-            draws = seeded(self.config.seed, f"structures {number} {source} {n_tried}")
-            structures = parts.generator.generate(crystals.select(rows), draws)
-            yield from zip(rows, structures, strict=True)
-            n_built += sum(structure is not None for structure in structures)
-            n_tried += len(rows)
+        self.store.add_round(self.run, number, choice.chosen, choice.info)
 
     # --- checking --------------------------------------------------------------------------------
 
@@ -245,32 +165,16 @@ class Campaign:
         if self.oracle is None:
             self._check_outside(number, asked)
             return
-        settings = self.config.engine
-        limits = Limits(
-            seconds=self.config.oracle.time_limit + (_GRACE if self.oracle_name in _KEEP_TIME else 0.0),
-            memory_gb=self.config.oracle.memory_limit,
-            retries=_RETRIES,
-        )
-        config_file = None if settings.config is None else Path(settings.config)
         total = len(self.store.candidates(self.run, number))
-        with (
-            open_engine(settings.name, n_workers=settings.workers, config_file=config_file) as engine,
-            tqdm(
-                total=total,
-                initial=total - len(tasks),
-                desc=f"checking with {self.oracle_name}",
-                unit="structure",
-                disable=None,
-                file=sys.stderr,
-            ) as bar,
-        ):
-            try:
-                for name, label in engine.label(self.oracle, tasks, limits):
-                    self._record(asked[name], label)
-                    bar.update(1)
-            except EngineError as error:
-                again = f"python -m discover.run resume={self.folder.path}"
-                raise EngineError(f"{error} Labels so far are kept; continue with: {again}") from error
+        structures = {task.name: task.structure for task in tasks}
+        try:
+            for name, label in labels_of(
+                self.config, self.oracle, structures, description=f"checking with {self.oracle_name}", total=total
+            ):
+                self._record(asked[name], label)
+        except EngineError as error:
+            again = f"python -m discover.run resume={self.folder.path}"
+            raise EngineError(f"{error} Labels so far are kept; continue with: {again}") from error
         torch.set_num_threads(self.config.threads)  # an oracle in this process may have changed it
 
     def _check_outside(self, number: int, waiting: Mapping[str, Candidate]) -> None:
@@ -421,48 +325,6 @@ def check_campaign(config: RunConfig) -> None:
         torch.set_num_threads(config.threads)
     if (config.rounds > 1 or config.learn.labels is not None) and _ensemble(config.proxies) is None:
         raise ConfigError(f"the proxies in {config.proxies} cannot learn from labels; use networks, or rounds=1")
-
-
-def candidates_of(
-    number: int,
-    crystals: CrystalBatch,
-    names: Sequence[str],
-    predictions: Mapping[str, Prediction],
-    log_reward: Tensor,
-) -> list[Candidate]:
-    """Return crystals of the sampler as the store takes them, without structures."""
-    lettered = bool((crystals.letters >= 0).any())
-    prototypes = prototype_keys(crystals).tolist() if lettered else [""] * len(crystals)
-    columns = zip(
-        names,
-        crystal_keys(crystals),
-        crystals.formulas(),
-        crystals.chemical_systems(),
-        crystals.space_group.tolist(),
-        crystals.n_atoms.tolist(),
-        prototypes,
-        log_reward.tolist(),
-        strict=True,
-    )
-    return [
-        Candidate(
-            candidate_id=name,
-            round=number,
-            source="sampler",
-            crystal=record_of(crystals, row),
-            key=" ".join(map(str, key)),
-            formula=formula,
-            chemical_system=system,
-            space_group=group,
-            n_atoms=n_atoms,
-            prototype=str(prototype),
-            log_reward=value,
-            acquisition=value,
-            predictions={prop: (float(item.mean[row]), float(item.std[row])) for prop, item in predictions.items()},
-            structure=None,
-        )
-        for row, (name, key, formula, system, group, n_atoms, prototype, value) in enumerate(columns)
-    ]
 
 
 def _ensemble(folder: str | None) -> PropertyEnsemble | None:

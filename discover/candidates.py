@@ -173,6 +173,11 @@ def crystal_keys(crystals: CrystalBatch) -> list[tuple[int, ...]]:
     ]
 
 
+def key_texts(crystals: CrystalBatch) -> list[str]:
+    """Return the same as `crystal_keys`, as text."""
+    return [" ".join(map(str, key)) for key in crystal_keys(crystals)]
+
+
 def first_of_each(keys: list[tuple[int, ...]]) -> Tensor:
     """Return the (m,) indices at which each key appears first, ascending."""
     seen: dict[tuple[int, ...], int] = {}

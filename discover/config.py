@@ -25,6 +25,7 @@ TARGET_UNITS = {"bandgap": "eV", "density": "g/cm^3"}
 DEFAULT_ALPHA = 1.0
 DEFAULT_BETA = {"formation_energy": 8.0, "density": 1.0, "bandgap": 4.0}
 DEFAULT_KAPPA = 1.0
+_LOOKS = 8
 DEFAULT_POINT_TOLERANCE = 0.25  # exp(-8 (y - t)^2), as published
 DEFAULT_WINDOW_TOLERANCE = 0.05
 _TERM = re.compile(r"^(?P<name>[A-Za-z_][\w.]*(?::[A-Za-z_]\w*)?)(?:\^(?P<weight>[0-9.eE+-]+))?$")
@@ -120,6 +121,11 @@ class RestrictConfig:
     length: tuple[float, float] | None = option(None, "a, b and c of the conventional cell in Å, [lo,hi]")
     angle: tuple[float, float] | None = option(None, "alpha, beta, gamma of the conventional cell in degrees, [lo,hi]")
     volume_per_atom: tuple[float, float] | None = option(None, "volume per atom in Å^3, [lo,hi]")
+
+    @property
+    def binds_cells(self) -> bool:
+        """Whether lengths, angles or volumes are restricted."""
+        return any(item is not None for item in (self.length, self.angle, self.volume_per_atom))
 
     @property
     def is_empty(self) -> bool:
@@ -400,6 +406,35 @@ class AcquireConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScreenConfig:
+    """How structures are found for the candidates, and which are worth the oracle's time."""
+
+    per_check: int | None = option(
+        None,
+        "candidates built and looked at, by a single point of CHGNet, for each one that is checked; 1: none is looked "
+        "at; null: 8 with oracle.name=chgnet, else 1",
+    )
+    predicted: int = option(
+        4, "structures that discover.predict adds to the sampler's own before a look; 0: none, as with restricted cells"
+    )
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ConfigError: Naming the setting and the remedy.
+        """
+        _require(
+            self.per_check is None or self.per_check >= 1, f"screen.per_check must be at least 1, got {self.per_check}"
+        )
+        _require(self.predicted >= 0, f"screen.predicted must be at least 0, got {self.predicted}")
+        _require(
+            self.per_check != 1 or self.predicted == _default(self, "predicted"),
+            "screen.predicted does nothing with screen.per_check=1; drop one of them",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearnConfig:
     """How later rounds learn from the labels of earlier ones."""
 
@@ -443,6 +478,7 @@ class RunConfig(RewardConfig):
     oracle: OracleConfig = group(OracleConfig, "what checks the structures")
     engine: EngineConfig = group(EngineConfig, "where structures are checked")
     acquire: AcquireConfig = group(AcquireConfig, "which candidates are checked")
+    screen: ScreenConfig = group(ScreenConfig, "what is looked at before it is checked")
     learn: LearnConfig = group(LearnConfig, "how later rounds learn")
     store: str | None = option(None, "SQLite file or postgresql:// URL of the labels; null: store.sqlite in the folder")
     reference: str | None = option(
@@ -508,7 +544,9 @@ class RunConfig(RewardConfig):
         """Check what belongs to checking and learning."""
         _require(self.rounds >= 1, f"rounds must be at least 1, got {self.rounds}")
         if self.oracle.name == "none":
-            idle = [name for name in ("engine", "acquire", "learn") if getattr(self, name) != _default(self, name)]
+            idle = [
+                name for name in ("engine", "acquire", "screen", "learn") if getattr(self, name) != _default(self, name)
+            ]
             idle += [name for name in ("store", "reference") if getattr(self, name) is not None]
             idle += ["oracle"] if self.oracle != OracleConfig(name="none") else []
             idle += ["rounds"] if self.rounds > 1 else []
@@ -521,6 +559,10 @@ class RunConfig(RewardConfig):
             self.store is None or "://" not in self.store or "@" not in self.store or ":" not in _user_of(self.store),
             "the store's URL holds a password, which the run folder would keep; leave it out and use PGPASSWORD or a "
             ".pgpass file",
+        )
+        _require(
+            self.acquire.name != "random" or (self.screen.per_check or 1) == 1,
+            "screen.per_check ranks what acquire.name=random does not; drop one of them",
         )
         _require(
             self.rounds > 1 or self.acquire.explore == AcquireConfig().explore,
@@ -553,6 +595,12 @@ class RunConfig(RewardConfig):
     def round_budget(self, number: int) -> int:
         """Return how many structures round `number` (from 1) checks; shares differ by one at most."""
         return self.budget * number // self.rounds - self.budget * (number - 1) // self.rounds
+
+    @property
+    def looks_per_check(self) -> int:
+        """Candidates that are looked at for each one that is checked, once the defaults are filled in."""
+        by_default = _LOOKS if self.oracle.name == "chgnet" and self.acquire.name != "random" else 1
+        return by_default if self.screen.per_check is None else self.screen.per_check
 
     @property
     def has_letters(self) -> bool:
@@ -683,6 +731,12 @@ class GenerateConfig:
     structure: Literal["flow", "random"] = option(
         "flow", "how coordinates are found: flow (learned) or random (the baseline)"
     )
+    predicted: int = option(
+        0,
+        "structures that discover.predict adds to each crystal's own, for letters=composition; the one of lowest "
+        "CHGNet energy is kept; 0: no energies are asked",
+    )
+    n_workers: int = option(2, "for predicted: processes that compute energies")
     flow: str | None = option(None, "folder of a flow from discover.train what=flow; null: as shipped")
     format: Literal["cif", "extxyz", "poscar"] = option(
         "cif", "one CIF or POSCAR file each, or one extxyz file with all"
@@ -710,6 +764,11 @@ class GenerateConfig:
         )
         restrict(SPACES["mp20"](), self.restrict.to_restrictions())  # RestrictionError before anything is built
         lattice = [name for name in ("length", "angle", "volume_per_atom") if getattr(self.restrict, name) is not None]
+        _require(self.predicted >= 0, f"predicted must be at least 0, got {self.predicted}")
+        _require(self.n_workers >= 0, f"n_workers must be at least 0, got {self.n_workers}")
+        _require(
+            self.predicted > 0 or self.n_workers == 2, "n_workers computes energies for predicted=4 or so; drop it"
+        )
         bound = [f"restrict.{name}" for name in lattice] + (["structure=random"] if self.structure == "random" else [])
         if self.letters is None:
             object.__setattr__(self, "letters", "prior" if bound else "composition")
@@ -717,6 +776,11 @@ class GenerateConfig:
             self.letters == "prior" or not bound,
             f"letters=composition leaves the lattice to the flow, but {' and '.join(bound)} needs that of the prior; "
             "use letters=prior",
+        )
+        _require(
+            not self.predicted or self.letters == "composition",
+            "predicted structures have letters and cells of their own, which letters=prior, restricted cells and "
+            "structure=random rule out; drop predicted",
         )
 
 
@@ -765,8 +829,8 @@ _EVALUATE_TAKES: dict[str, tuple[str, ...]] = {
     "gap": ("data", "weights", "output", "n_workers"),
     "csp": ("data", "n", "k", "given", "source", "templates", "output", "n_workers"),
     "dng": (
-        *("reference", "n", "train_data", "hull", "n_relax", "source", "letters", "run", "structures"),
-        *("output", "n_workers"),
+        *("reference", "n", "train_data", "hull", "n_relax", "source", "letters", "predicted", "run"),
+        *("structures", "output", "n_workers"),
     ),
 }
 
@@ -808,6 +872,9 @@ class EvaluateConfig:
     )
     letters: Literal["composition", "prior"] | None = option(
         None, "for task=dng and source=prior: what writes space group and letters, see discover.generate"
+    )
+    predicted: int = option(
+        0, "for task=dng with source=prior or run: structures added to each crystal's own, see discover.generate"
     )
     templates: str | None = option(
         None, "for task=csp: CSV file whose rows are retrieved; null: the aggregate that ships with the package"
@@ -895,6 +962,11 @@ class EvaluateConfig:
         _require(
             self.letters is None or self.source == "prior",
             "letters applies to source=prior; drop it",
+        )
+        _require(self.predicted >= 0, f"predicted must be at least 0, got {self.predicted}")
+        _require(
+            not self.predicted or self.run is not None or (self.source == "prior" and self.letters != "prior"),
+            "predicted applies to run=DIR and to source=prior with letters=composition; drop it",
         )
         _require(self.n_relax >= 1, f"n_relax must be at least 1, got {self.n_relax}")
         _require(self.hull is not None or self.n_relax == 500, "n_relax needs hull=FOLDER; give it or drop n_relax")

@@ -5,7 +5,7 @@ Structures are taken one after another as they come, none selected, and one that
 
 import json
 import math
-import time
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from discover.build import seeded
 from discover.config import EvaluateConfig, SampleConfig
 from discover.data import Orbits, PreparedData, batch_orbits, orbits_of_structure, prepare
 from discover.errors import ConfigError, DataError
-from discover.generate import generate
+from discover.generate import generate, searched
 from discover.metrics import coverage, distributions, stability
 from discover.metrics.description import Descriptions, describe, describe_file
 from discover.metrics.novelty_uniqueness import novel_structures, unique_structures
@@ -154,7 +154,7 @@ def draw_sample(config: EvaluateConfig, training: Training | None, hull: Hull | 
     if config.structures is not None:
         structures = _read_structures(Path(config.structures))[: config.n]
         return Sample(f"structures={config.structures}", structures, float("nan"))
-    start = time.process_time()
+    start = _cpu_seconds()
     if config.run is not None:
         structures = _from_run(config)
         name = f"run={config.run}"
@@ -163,7 +163,7 @@ def draw_sample(config: EvaluateConfig, training: Training | None, hull: Hull | 
             raise ConfigError("source=substitution needs train_data=FILE (parents) and hull=FOLDER (known formulas)")
         rows = training.stable_rows()
         parents = training.structures(rows)
-        start = time.process_time()  # reading the parents is no part of the cost of a structure
+        start = _cpu_seconds()  # reading the parents is no part of the cost of a structure
         draws = seeded(config.seed, "substitution")
         structures = [*substitute(parents, config.n, known=hull.formulas, generator=draws)]
         name = config.source
@@ -171,9 +171,18 @@ def draw_sample(config: EvaluateConfig, training: Training | None, hull: Hull | 
         random = config.source == "random"
         generator = RandomCoordinates() if random else None
         letters = "prior" if random else config.letters
-        structures = generate(config.n, letters=letters, generator=generator, seed=config.seed).structures
+        structures = generate(
+            config.n,
+            letters=letters,
+            generator=generator,
+            predicted=config.predicted,
+            n_workers=config.n_workers,
+            seed=config.seed,
+        ).structures
         name = "prior, random coordinates" if random else f"prior, letters={letters or 'composition'}"
-    return Sample(name, structures, time.process_time() - start)
+    if config.predicted:
+        name += f", the lowest in energy of these and {config.predicted} predicted"
+    return Sample(name, structures, _cpu_seconds() - start)
 
 
 def stability_figures(
@@ -368,8 +377,16 @@ def _from_run(config: EvaluateConfig) -> list[Structure | None]:
     _, _, parts = load_run(asked.run, asked)
     draws = draw_crystals(parts.env, parts.policy, config.n, seeded(config.seed, "evaluate structures"))
     structures: list[Structure | None] = []
+    if config.predicted and not parts.with_free_cell:
+        raise ConfigError(f"{config.run} restricts cells, which predicted structures would not obey; drop predicted")
+    builders = (parts.generator, *parts.with_free_cell)
     for index, (crystals, _) in enumerate(draws):
-        structures += parts.generator.generate(crystals, seeded(config.seed, f"structures {index}"))
+        rng = seeded(config.seed, f"structures {index}")
+        if config.predicted:
+            found = searched(crystals, parts.env, builders, config.predicted, rng, n_workers=config.n_workers)
+            structures += found.structures
+        else:
+            structures += parts.generator.generate(crystals, rng)
     return structures
 
 
@@ -384,6 +401,11 @@ def _read_structures(path: Path) -> list[Structure | None]:
         else:
             structures.append(Structure(matrix, numbers.tolist(), coords))
     return structures
+
+
+def _cpu_seconds() -> float:
+    """Return the CPU seconds of this process and of the workers that have ended."""
+    return sum(os.times()[:4])
 
 
 def _folder(path: str) -> Path:

@@ -8,8 +8,8 @@ Rows are consecutive draws: nothing is ranked, dropped or drawn again, and a cry
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,12 +24,14 @@ from discover.candidates import CSV, Column, crystal_columns, numbered
 from discover.compositions import cell_contents
 from discover.config import GenerateConfig
 from discover.errors import ConfigError, main_guard
+from discover.labelling import single_points
 from discover.options import help_text, parse_args
 from discover.properties import Properties
 from discover.run_folder import RunFolder, create_run_folder
-from discover.structure.base import NO_COORDINATES, StructureGenerator
+from discover.structure.base import NO_COORDINATES, StructureGenerator, with_lattices
 from discover.structure.flow_matching import LatticeMode
 from discover.structure_files import StructureFormat, write_structures
+from discover.structure_search import lowest_in_energy
 from discover.train_sampler import draw_crystals
 from envs.crystal import CrystalBatch
 from envs.crystal_env import CrystalEnv
@@ -64,6 +66,8 @@ def generate(
     letters: Letters | None = None,
     restrictions: Restrictions | None = None,
     generator: StructureGenerator | None = None,
+    predicted: int = 0,
+    n_workers: int = 2,
     seed: int = 0,
 ) -> Generated:
     """Return `n` crystals of the prior with their structures.
@@ -74,13 +78,26 @@ def generate(
         letters: What writes space group and letters; None: see `default_letters`.
         restrictions: What the crystals may contain; None leaves the prior as it is, rare elements included.
         generator: Finds coordinates, and lattices with ``letters="composition"``; None: the flow that ships.
+        predicted: Structures that `discover.predict` adds to each crystal's own; the one of lowest CHGNet energy is
+            kept. 0 asks for no energies.
+        n_workers: Processes that compute them.
         seed: Of the crystals and of their coordinates.
 
     Raises:
-        ConfigError: If lattices are restricted and ``letters="composition"``.
+        ConfigError: If lattices are restricted and ``letters="composition"``, or `predicted` is asked without it.
     """
-    asked = {"prior": prior, "letters": letters, "restrictions": restrictions, "generator": generator}
-    batches = list(generate_batches(n, **asked, seed=seed))  # type: ignore[arg-type]
+    batches = list(
+        generate_batches(
+            n,
+            prior=prior,
+            letters=letters,
+            restrictions=restrictions,
+            generator=generator,
+            predicted=predicted,
+            n_workers=n_workers,
+            seed=seed,
+        )
+    )
     log_probs = [batch.log_prob for batch in batches if batch.log_prob is not None]
     return Generated(
         CrystalBatch.cat([batch.crystals for batch in batches]),
@@ -106,6 +123,8 @@ def generate_batches(
     letters: Letters | None = None,
     restrictions: Restrictions | None = None,
     generator: StructureGenerator | None = None,
+    predicted: int = 0,
+    n_workers: int = 2,
     seed: int = 0,
 ) -> Iterator[Generated]:
     """Yield what `generate` returns, a thousand crystals at a time, with progress."""
@@ -117,6 +136,8 @@ def generate_batches(
             "letters=composition leaves the lattice to the flow, which no restriction binds; use letters=prior, or "
             "drop the restriction of lengths, angles or volumes"
         )
+    if predicted and not rewrite:
+        raise ConfigError("predicted structures have letters and cells of their own; drop letters=prior")
     if generator is None:
         generator = build_generator("flow", None, lattice="free" if rewrite else "fixed")
     env = environment(prior, restrictions)
@@ -124,14 +145,40 @@ def generate_batches(
     with tqdm(total=n, desc="generating", unit="crystal", disable=None, file=sys.stderr) as bar:
         for index, (crystals, log_prob) in enumerate(draw_crystals(env, prior.policy, n, draws, batch_size=_BATCH)):
             drawn = _rewritten(env, crystals, seeded(seed, f"letters {index}")) if rewrite else crystals
-            structures = generator.generate(drawn, seeded(seed, f"structures {index}"))
-            yield Generated(with_lattices(drawn, structures), None if rewrite else log_prob, structures)
+            rng = seeded(seed, f"structures {index}")
+            if predicted:
+                yield searched(drawn, env, [generator], predicted, rng, n_workers=n_workers)
+            else:
+                structures = generator.generate(drawn, rng)
+                yield Generated(with_lattices(drawn, structures), None if rewrite else log_prob, structures)
             bar.update(len(crystals))
+
+
+def searched(
+    crystals: CrystalBatch,
+    env: CrystalEnv,
+    generators: Sequence[StructureGenerator],
+    n_predicted: int,
+    rng: torch.Generator,
+    *,
+    n_workers: int,
+) -> Generated:
+    """Return the structure of lowest energy for each crystal (`discover.structure_search`)."""
+    found = lowest_in_energy(
+        crystals,
+        generators=generators,
+        n_predicted=n_predicted,
+        space_groups=env.space_groups,
+        look=partial(single_points, n_workers=n_workers),
+        rng=rng,
+    )
+    rows = [crystals.select([row]) if item is None else item.crystal for row, item in enumerate(found)]
+    return Generated(CrystalBatch.cat(rows), None, [None if item is None else item.structure for item in found])
 
 
 def _rewritten(env: CrystalEnv, crystals: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
     """Return crystals of the same compositions with space group and letters from the composition prior."""
-    groups = (env.group_mask.nonzero().flatten() + 1).tolist()
+    groups = sorted(env.space_groups)
     drawn = load_composition_prior().sample(cell_contents(crystals), 1, generator, space_groups=groups)
     return drawn.crystals
 
@@ -153,15 +200,6 @@ def environment(prior: Prior, restrictions: Restrictions | None) -> CrystalEnv:
 @lru_cache(maxsize=1)
 def _environment(space: Space) -> CrystalEnv:
     return CrystalEnv(space)  # its tables take seconds, and calls in a row share them
-
-
-def with_lattices(crystals: CrystalBatch, structures: Sequence[Structure | None]) -> CrystalBatch:
-    """Return the crystals with the cell of their structure, which a generator may have refined."""
-    lattices = crystals.lattice_parameters.clone()
-    for row, structure in enumerate(structures):
-        if structure is not None:
-            lattices[row] = torch.tensor(structure.lattice.parameters, dtype=lattices.dtype)
-    return replace(crystals, lattice_parameters=lattices)
 
 
 def generated_table(generated: Generated, properties: Properties, ids: Sequence[str]) -> pd.DataFrame:
@@ -218,6 +256,8 @@ def main(words: Sequence[str]) -> None:
         letters=config.letters,
         restrictions=restrictions,
         generator=generator,
+        predicted=config.predicted,
+        n_workers=config.n_workers,
         seed=config.seed,
     )
     table = generated_table(generated, properties, numbered("g", config.n))

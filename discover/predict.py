@@ -26,14 +26,13 @@ from discover.compositions import CompositionError, CompositionQuery, read_query
 from discover.config import PredictConfig
 from discover.data import batch_orbits, orbits_of_structure, prepare
 from discover.errors import main_guard
-from discover.generate import with_lattices
 from discover.options import help_text, parse_args
 from discover.oracle.relax import Relaxation, RelaxSettings, relax
 from discover.properties import Properties
 from discover.proposals import SOURCES, Proposals
 from discover.ranking import Ranking, load_ranking, propose_templates, prototype_keys
 from discover.run_folder import RunFolder, create_run_folder
-from discover.structure.base import NO_COORDINATES, StructureGenerator
+from discover.structure.base import NO_COORDINATES, StructureGenerator, with_lattices
 from discover.structure.flow_matching import FlowMatching, LatticeMode
 from discover.structure.orbits import to_structures
 from discover.structure_files import StructureFormat, write_structures

@@ -136,6 +136,11 @@ class CrystalEnv:
         self.ranges = space.box.ranges()
 
     @property
+    def space_groups(self) -> frozenset[int]:
+        """International numbers of the groups that can be chosen."""
+        return frozenset((self.group_mask.nonzero().flatten() + 1).tolist())
+
+    @property
     def n_elements(self) -> int:
         """Return the number of elements, which is also the index of the action that ends the composition."""
         return self.table.n_elements

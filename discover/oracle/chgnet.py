@@ -7,6 +7,7 @@ fell by more than 1 meV/atom, 8 of them by 0.1 to 0.8 eV/atom; the second stage 
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -97,7 +98,8 @@ class ChgnetOracle:
                 best = released
         label = _label(first, best, before=before, n_steps=n_steps)
         if self.band_gap and label.structure is not None and label.status is not LabelStatus.FAILED:
-            label = replace(label, band_gap=float(_gap_model().predict([label.structure])[0]))
+            gap, p_metal = (float(values[0]) for values in _gap_model().predict_with_metal([label.structure]))
+            label = replace(label, band_gap=gap, properties={} if math.isnan(p_metal) else {"p_metal": p_metal})
         return replace(label, seconds=time.process_time() - start)
 
     def _release(self, first: Relaxation, seed: int, deadline: float) -> Relaxation | None:

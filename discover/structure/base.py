@@ -1,5 +1,7 @@
 """What a structure generator is, and how a structure is written."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -34,3 +36,12 @@ def cif_text(structure: Structure) -> str:
         return str(CifWriter(structure, symprec=_CIF_SYMPREC, refine_struct=False))
     except SymmetryUndeterminedError:  # atoms on one spot: every atom is written, without symmetry
         return str(CifWriter(structure))
+
+
+def with_lattices(crystals: CrystalBatch, structures: Sequence[Structure | None]) -> CrystalBatch:
+    """Return the crystals with the cell of their structure, which a generator may have refined."""
+    lattices = crystals.lattice_parameters.clone()
+    for row, structure in enumerate(structures):
+        if structure is not None:
+            lattices[row] = torch.tensor(structure.lattice.parameters, dtype=lattices.dtype)
+    return replace(crystals, lattice_parameters=lattices)

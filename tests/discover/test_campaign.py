@@ -20,6 +20,7 @@ from discover.campaign_records import crystals_of, lesson_of, record_of
 from discover.errors import ConfigError, RunPaused
 from discover.oracle.base import Label, LabelStatus, sound
 from discover.progress import LABELS, ROUNDS, HitRule, label_table, round_table
+from discover.screen import SCREENED
 from discover.store import Candidate, Labelled, Store
 from envs.crystal import CrystalBatch
 from proxies.base import Prediction
@@ -140,6 +141,10 @@ def test_chgnet_checks_structures_by_default(tmp_path: Path) -> None:
     assert row["band_gap"] >= 0
     assert row["hull"] == str(hull)
     assert (tmp_path / "run" / "relaxed" / f"{row['candidate_id']}.cif").exists()
+    with Store.open(tmp_path / "run" / STORE) as store:
+        (chosen,) = store.candidates(store.runs()[0])
+        assert chosen.source in ("sampler", "predicted")  # of eight that were looked at
+        assert f"{SCREENED}e_above_hull" in chosen.predictions
 
 
 def test_without_an_oracle_nothing_is_checked(oracle_here: Path) -> None:
@@ -168,6 +173,10 @@ def test_without_an_oracle_nothing_is_checked(oracle_here: Path) -> None:
         (["reference=nowhere.csv"], "nowhere.csv: no such file"),
         (["store=postgresql://me:secret@host/db"], "holds a password"),
         (["learn.sampler_steps=9"], "applies to later rounds"),
+        (["screen.per_check=0"], "screen.per_check must be at least 1"),
+        (["screen.per_check=1", "screen.predicted=2"], "screen.predicted does nothing"),
+        (["screen.per_check=4", "acquire.name=random"], "drop one of them"),
+        (["screen.per_check=4", "oracle.name=none"], "checks nothing; drop screen"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(words: list[str], message: str, tmp_path: Path) -> None:

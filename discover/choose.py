@@ -1,0 +1,318 @@
+"""Which candidates of a round are checked, as structures.
+
+Without a screen the best by acquisition are built until the budget is spent. With one, several times as many are built,
+each in several ways, and a single point of CHGNet says which structure of each is kept and, with the proxies, which are
+worth a relaxation.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pymatgen.core import Structure
+from torch import Tensor
+from tqdm import tqdm
+
+from discover.acquire import Picker, acquisition_scores, uncertainty
+from discover.build import Parts, seeded
+from discover.campaign_records import record_of
+from discover.candidates import key_texts
+from discover.config import RunConfig
+from discover.labelling import LOOKING, labels_of, look_oracle
+from discover.novelty import is_known
+from discover.oracle.base import Label
+from discover.oracle.hull import Hull
+from discover.prototypes import prototype_keys
+from discover.reward import non_metal_moments
+from discover.screen import SCREENED, Trust, screened
+from discover.store import Candidate, Labelled
+from discover.structure_search import Found, lowest_in_energy
+from envs.crystal import CrystalBatch
+from proxies.base import Prediction
+
+_MOST_TRIED = 4  # candidates built per structure that is wanted
+EXPLORE, SAMPLER = "explore", "sampler"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a round checks, and what it took to choose."""
+
+    proposed: list[Candidate]  # without structures
+    chosen: list[Candidate]
+    info: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Chooses candidates of one round.
+
+    Args:
+        config: The run.
+        number: The round, from 1.
+        parts: Reward, proxies and structure generator of the round.
+        hull: Of energies above hull; None: the one that the proxies imply.
+        earlier: What was chosen before.
+        labelled: What is known of that.
+    """
+
+    config: RunConfig
+    number: int
+    parts: Parts
+    hull: Hull | None
+    earlier: Sequence[Candidate]
+    labelled: Sequence[Labelled]
+
+    def choose(self, crystals: CrystalBatch, names: Sequence[str], log_reward: Tensor) -> Choice:
+        """Return the candidates to check, with their structures; what could not be built is among them.
+
+        Args:
+            crystals: (m,) distinct crystals of the sampler.
+            names: Their ids.
+            log_reward: (m,) of each.
+        """
+        predictions = self.parts.properties.predict(crystals)
+        proposed = candidates_of(self.number, crystals, names, predictions, log_reward)
+        picker = self._picker(proposed)
+        budget, started = self.config.round_budget(self.number), time.process_time()
+        chosen: list[Candidate] = []
+        unsure = uncertainty(predictions, self.parts.reward.needs or ("formation_energy_per_atom",))
+        chosen += self._built(proposed, crystals, EXPLORE, unsure, self._n_explore, picker)
+        left = budget - _n_built(chosen)
+        score = self._score(crystals, predictions)
+        if self.config.looks_per_check > 1:
+            chosen += self._looked_at(proposed, crystals, score, left, picker)
+        else:
+            chosen += self._built(proposed, crystals, SAMPLER, score, left, picker)
+        if _n_built(chosen) < budget:
+            text = f"round {self.number}: {_n_built(chosen)} of {budget} structures; no more candidates to build"
+            print(text, file=sys.stderr)
+        info = {
+            "acquisition": self.config.acquire.name,
+            "proposed": len(crystals),
+            "per_check": self.config.looks_per_check,
+            "seconds": time.process_time() - started,
+        }
+        return Choice(proposed, chosen, info)
+
+    @property
+    def _n_explore(self) -> int:
+        """How many are chosen for being uncertain; the last round does not explore."""
+        settings = self.config.acquire
+        aimless = self.number == self.config.rounds or settings.name == "random"
+        return 0 if aimless else round(settings.explore * self.config.round_budget(self.number))
+
+    def _score(self, crystals: CrystalBatch, predictions: Mapping[str, Prediction]) -> Tensor:
+        settings = self.config.acquire
+        return acquisition_scores(
+            settings.name,
+            self.parts.reward,
+            crystals,
+            predictions,
+            kappa=settings.kappa,
+            generator=seeded(self.config.seed, f"acquire {self.number}"),
+        )
+
+    def _picker(self, proposed: Sequence[Candidate]) -> Picker:
+        """Return what keeps a round from repeating itself, earlier rounds and, by default, what is known."""
+        settings = self.config.acquire
+        formulas = [candidate.formula for candidate in proposed]
+        systems = [candidate.chemical_system for candidate in proposed]
+        seen = {candidate.key for candidate in self.earlier}
+        known = self._known(formulas) if settings.new else [False] * len(proposed)
+        budget = self.config.round_budget(self.number)
+        return Picker(
+            formulas,
+            systems,
+            # Where there are few formulas or systems to choose from, each gets an even share of the budget at least.
+            per_formula=max(settings.per_formula, math.ceil(self.config.budget / len(set(formulas)))),
+            per_system=max(settings.per_system, math.ceil(budget / len(set(systems)))),
+            taken=[candidate.formula for candidate in self.earlier],
+            excluded=[row for row, item in enumerate(proposed) if item.key in seen or known[row]],
+        )
+
+    def _known(self, formulas: Sequence[str]) -> list[bool]:
+        """Return which reduced formulas the training data or the hull file hold."""
+        in_hull = frozenset[str]() if self.hull is None else self.hull.formulas
+        return [bool(known) or formula in in_hull for known, formula in zip(is_known(formulas), formulas, strict=True)]
+
+    # --- without a screen ------------------------------------------------------------------------
+
+    def _built(
+        self,
+        proposed: Sequence[Candidate],
+        crystals: CrystalBatch,
+        source: str,
+        ranking: Tensor,
+        n: int,
+        picker: Picker,
+    ) -> list[Candidate]:
+        """Return candidates with structures, best first, until `n` are built; those that could not be come too."""
+        found: list[Candidate] = []
+        with tqdm(total=n, desc="building", disable=None if n else True, file=sys.stderr) as bar:
+            while _n_built(found) < n and len(found) < _MOST_TRIED * n:
+                rows = _take(picker, ranking, n - _n_built(found))
+                if not rows:
+                    break
+                draws = seeded(self.config.seed, f"structures {self.number} {source} {len(found)}")
+                structures = self.parts.generator.generate(crystals.select(rows), draws)
+                for row, structure in zip(rows, structures, strict=True):
+                    found.append(
+                        replace(proposed[row], source=source, acquisition=float(ranking[row]), structure=structure)
+                    )
+                    bar.update(structure is not None)
+        return found
+
+    # --- with one --------------------------------------------------------------------------------
+
+    def _looked_at(
+        self, proposed: Sequence[Candidate], crystals: CrystalBatch, score: Tensor, n: int, picker: Picker
+    ) -> list[Candidate]:
+        """Return the `n` candidates that are best once their structures have been looked at."""
+        per_check, n_predicted = self.config.looks_per_check, self.config.screen.predicted
+        rows = _take(picker.widened(per_check), score, n * per_check)
+        if not rows:
+            return []
+        found = lowest_in_energy(
+            crystals.select(rows),
+            generators=(self.parts.generator, *self.parts.with_free_cell),
+            n_predicted=n_predicted if self.parts.with_free_cell else 0,
+            space_groups=self.parts.env.space_groups,
+            look=self._look,
+            rng=seeded(self.config.seed, f"structures {self.number}"),
+            taken=[candidate.key for candidate in self.earlier],
+        )
+        kept = {row: item for row, item in zip(rows, found, strict=True) if item is not None}
+        if not kept:
+            return []
+        ranked, candidates = self._screened(proposed, kept)
+        order = torch.full((len(proposed),), -torch.inf, dtype=torch.float64)
+        order[list(kept)] = ranked
+        picker.exclude(row for row in range(len(proposed)) if row not in kept)
+        return [candidates[row] for row in _take(picker, order, n)]
+
+    def _look(self, structures: Sequence[Structure]) -> list[Label]:
+        oracle = look_oracle(self.config.oracle.time_limit)
+        named = {str(place): structure for place, structure in enumerate(structures)}
+        labels = dict(labels_of(self.config, oracle, named, description=LOOKING))
+        return [labels[name] for name in named]
+
+    def _screened(
+        self, proposed: Sequence[Candidate], kept: Mapping[int, Found]
+    ) -> tuple[Tensor, dict[int, Candidate]]:
+        """Return the (k,) scores and the candidates of what was kept, with what is predicted of them now."""
+        built = CrystalBatch.cat([item.crystal for item in kept.values()])
+        proxies = self.parts.properties.predict(built)
+        looks = [item.look for item in kept.values()]
+        energies = [look.formation_energy_per_atom for look in looks]
+        if self.hull is not None:
+            compositions = [item.structure.composition for item in kept.values()]
+            above = self.hull.e_above_hull(compositions, energies).tolist()
+        else:
+            implied = proxies["formation_energy_per_atom"].mean - proxies["e_above_hull"].mean
+            above = (torch.tensor(energies, dtype=torch.float64) - implied).tolist()
+        predictions = screened(proxies, looks, above, trust_of(self.labelled))
+        score = self._score(built, predictions)
+        fresh = candidates_of(
+            self.number,
+            built,
+            [proposed[row].candidate_id for row in kept],
+            proxies,
+            self.parts.reward.from_predictions(built, proxies),
+        )
+        candidates = {}
+        for place, (row, item) in enumerate(kept.items()):
+            after = {
+                f"{SCREENED}{name}": (float(mean[place]), float(std[place]))
+                for name, (mean, std) in _moments(predictions).items()
+            }
+            candidates[row] = replace(
+                fresh[place],
+                source=item.source,
+                structure=item.structure,
+                acquisition=float(score[place]),
+                predictions={**fresh[place].predictions, **after},
+            )
+        return score, candidates
+
+
+def candidates_of(
+    number: int,
+    crystals: CrystalBatch,
+    names: Sequence[str],
+    predictions: Mapping[str, Prediction],
+    log_reward: Tensor,
+) -> list[Candidate]:
+    """Return crystals of the sampler as the store takes them, without structures."""
+    lettered = bool((crystals.letters >= 0).any())
+    prototypes = prototype_keys(crystals).tolist() if lettered else [""] * len(crystals)
+    columns = zip(
+        names,
+        key_texts(crystals),
+        crystals.formulas(),
+        crystals.chemical_systems(),
+        crystals.space_group.tolist(),
+        crystals.n_atoms.tolist(),
+        prototypes,
+        log_reward.tolist(),
+        strict=True,
+    )
+    return [
+        Candidate(
+            candidate_id=name,
+            round=number,
+            source="sampler",
+            crystal=record_of(crystals, row),
+            key=key,
+            formula=formula,
+            chemical_system=system,
+            space_group=group,
+            n_atoms=n_atoms,
+            prototype=str(prototype),
+            log_reward=value,
+            acquisition=value,
+            predictions={prop: (float(item.mean[row]), float(item.std[row])) for prop, item in predictions.items()},
+            structure=None,
+        )
+        for row, (name, key, formula, system, group, n_atoms, prototype, value) in enumerate(columns)
+    ]
+
+
+def trust_of(labelled: Sequence[Labelled]) -> Trust:
+    """Return how far screened predictions are to be trusted, from the labels of what was screened."""
+    seen = [item for item in labelled if any(name.startswith(SCREENED) for name in item.candidate.predictions)]
+    found = {
+        "formation_energy_per_atom": [item.label.formation_energy_per_atom for item in seen],
+        "e_above_hull": [item.e_above_hull for item in seen],
+        "band_gap": [item.label.band_gap if item.label.band_gap > 0 else math.nan for item in seen],
+    }
+    missing = (math.nan, math.nan)
+    predicted = {
+        name: [item.candidate.predictions.get(f"{SCREENED}{name}", missing) for item in seen] for name in found
+    }
+    return Trust.of(predicted, found)
+
+
+def _moments(predictions: Mapping[str, Prediction]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return mean and standard deviation of each property; of the band gap those of a non-metal."""
+    return {
+        name: non_metal_moments(item)[:2] if item.p_metal is not None else (item.mean, item.std)
+        for name, item in predictions.items()
+    }
+
+
+def _n_built(candidates: Sequence[Candidate]) -> int:
+    return sum(candidate.structure is not None for candidate in candidates)
+
+
+def _take(picker: Picker, ranking: Tensor, n: int) -> list[int]:
+    """Return up to `n` rows; where the limits would leave budget, as with few formulas, they are lifted."""
+    rows = picker.take(ranking, n)
+    if len(rows) < n:
+        picker.lift_limits()
+        rows += picker.take(ranking, n - len(rows))
+    return rows

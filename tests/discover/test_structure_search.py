@@ -1,0 +1,108 @@
+"""Which of several structures of a crystal is kept."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from pymatgen.core import Structure
+
+from discover.build import build_generator
+from discover.candidates import key_texts
+from discover.oracle.base import Label, LabelStatus
+from discover.structure.base import StructureGenerator
+from discover.structure_search import PREDICTED, SAMPLED, Found, lowest_in_energy
+from envs.crystal import CrystalBatch
+from tests.discover.crystals import crystal_batch
+
+EVERY_GROUP = frozenset(range(1, 231))
+GENERATORS = (build_generator("flow", None), build_generator("flow", None, lattice="free"))
+
+
+class Energies:
+    """A potential that anybody can compute: the wider the cell, the lower."""
+
+    def __init__(self, refused: frozenset[str] = frozenset()) -> None:
+        self.seen: list[Structure] = []
+        self.refused = refused
+
+    def __call__(self, structures: Sequence[Structure]) -> list[Label]:
+        self.seen += structures
+        return [
+            Label(status=LabelStatus.FAILED, reason="refused")
+            if structure.composition.reduced_formula in self.refused
+            else Label(status=LabelStatus.SINGLE_POINT, formation_energy_per_atom=-structure.volume / len(structure))
+            for structure in structures
+        ]
+
+
+def search(
+    crystals: CrystalBatch,
+    look: Energies,
+    n_predicted: int = 3,
+    generators: tuple[StructureGenerator, ...] = GENERATORS,
+    space_groups: frozenset[int] = EVERY_GROUP,
+    taken: list[str] | None = None,
+) -> list[Found | None]:
+    return lowest_in_energy(
+        crystals,
+        generators=generators,
+        n_predicted=n_predicted,
+        space_groups=space_groups,
+        look=look,
+        rng=torch.Generator().manual_seed(0),
+        taken=taken,
+    )
+
+
+def test_the_lowest_of_all_structures_of_a_composition_is_kept() -> None:
+    look = Energies()
+    crystals = crystal_batch(["TiO2", "NaCl"])
+    found = search(crystals, look)
+    assert len(look.seen) >= 2 * 2 + 2  # both generators build both, and something is predicted of each
+    for item, formula in zip(found, ("TiO2", "NaCl"), strict=True):
+        assert item is not None
+        assert item.source in (SAMPLED, PREDICTED)
+        same = [s for s in look.seen if s.composition.reduced_formula == formula]
+        assert item.look.formation_energy_per_atom == min(-s.volume / len(s) for s in same)
+        assert item.structure in same
+        assert item.crystal.formulas() == [formula]
+        assert abs(float(item.crystal.lattice_parameters[0, 0]) - item.structure.lattice.a) < 1e-6
+
+
+def test_only_its_own_structures_are_built_where_nothing_is_to_be_predicted() -> None:
+    look = Energies()
+    found = search(crystal_batch(["TiO2"]), look, 0, GENERATORS[:1])
+    assert len(look.seen) == 1
+    assert found[0] is not None
+    assert found[0].source == SAMPLED
+    torch.testing.assert_close(found[0].crystal.lattice_parameters, crystal_batch(["TiO2"]).lattice_parameters)
+
+
+def test_predicted_structures_obey_the_space_groups_that_are_allowed() -> None:
+    look = Energies()
+    search(crystal_batch(["TiO2"]), look, 8, GENERATORS[:1], frozenset({136}))
+    allowed = len(look.seen)
+    look = Energies()
+    search(crystal_batch(["TiO2"]), look, 8, GENERATORS[:1])
+    assert allowed < len(look.seen)
+
+
+def test_no_crystal_is_proposed_twice_unless_repeats_are_allowed() -> None:
+    crystals = crystal_batch(["NaCl", "NaCl shifted"])  # the same arrangement
+    repeated = search(crystals, Energies(), 0)
+    assert all(item is not None for item in repeated)
+    once = search(crystals, Energies(), 0, taken=[])
+    assert sum(item is not None for item in once) == 1
+    assert search(crystals, Energies(), 0, taken=key_texts(crystals)) == [None, None]
+
+
+def test_what_has_no_energy_is_not_kept() -> None:
+    found = search(crystal_batch(["TiO2", "NaCl"]), Energies(frozenset({"TiO2"})))
+    assert found[0] is None
+    assert found[1] is not None
+
+    def silent(structures: Sequence[Structure]) -> list[Label]:
+        return [Label(status=LabelStatus.SINGLE_POINT, band_gap=1.0) for _ in structures]
+
+    assert math.isnan(silent([None])[0].formation_energy_per_atom)  # type: ignore[list-item]
+    assert search(crystal_batch(["NaCl"]), silent) == [None]  # type: ignore[arg-type]
