@@ -155,10 +155,8 @@ def _chosen(config: CampaignsConfig, run: RunConfig, parents: list[Structure], h
     candidates = candidates_of(1, crystals, names, predictions, score)
     first = {item.key: row for row, item in reversed(list(enumerate(candidates)))}
     picker = Picker(
-        crystals.formulas(),
-        crystals.chemical_systems(),
-        per_formula=run.acquire.per_formula,
-        per_system=run.acquire.per_system * run.rounds,
+        [(item.formula, item.chemical_system, item.prototype) for item in candidates],
+        (run.acquire.per_formula, run.acquire.per_system * run.rounds, run.acquire.per_prototype * run.rounds),
         excluded=[row for row, item in enumerate(candidates) if first[item.key] != row],
     )
     rows = picker.take(score, run.budget)

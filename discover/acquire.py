@@ -82,33 +82,30 @@ class Picker:
     """Takes candidates best first, as far as the limits allow, each once.
 
     Args:
-        formulas: Reduced formula of each candidate.
-        systems: Set of elements of each candidate.
-        per_formula: Most of one formula, over the whole campaign.
-        per_system: Most of one set of elements in one round.
-        taken: Formulas that earlier rounds took.
+        names: What each candidate shares with others, such as (formula, set of elements, prototype); "" is shared with
+            none. Open to changes.
+        limits: Most candidates that share each of these.
+        taken: What was taken before of the first, such as the formulas of earlier rounds.
         excluded: Candidates that are not to be taken.
     """
 
     def __init__(
         self,
-        formulas: Sequence[str],
-        systems: Sequence[str],
+        names: Sequence[tuple[str, ...]],
+        limits: Sequence[int],
         *,
-        per_formula: int,
-        per_system: int,
         taken: Iterable[str] = (),
         excluded: Iterable[int] = (),
     ) -> None:
-        self._names = list(zip(formulas, systems, strict=True))
-        self.limits = (per_formula, per_system)
-        self._counts = Counter(taken), Counter[str]()
+        self.names = list(names)
+        self.limits = tuple(limits)
+        self._counts = [Counter(taken), *(Counter[str]() for _ in self.limits[1:])]
         self._rows = set(excluded)
 
     def widened(self, factor: int) -> "Picker":
         """Return another picker in the same state, whose limits are `factor` times as wide."""
         other = copy.deepcopy(self)
-        other.limits = (factor * self.limits[0], factor * self.limits[1])
+        other.limits = tuple(factor * limit for limit in self.limits)
         return other
 
     def exclude(self, rows: Iterable[int]) -> None:
@@ -117,8 +114,7 @@ class Picker:
 
     def lift_limits(self) -> None:
         """Take from now on without limits, each candidate still once."""
-        self.limits = (len(self._names), len(self._names))
-        self._counts = Counter[str](), Counter[str]()
+        self.limits = ()
 
     def take(self, score: Tensor, n: int) -> list[int]:
         """Return up to `n` rows, the highest of (m,) `score` first."""
@@ -126,7 +122,7 @@ class Picker:
         for row in score.argsort(descending=True, stable=True).tolist():
             if len(found) == n:
                 break
-            uses = list(zip(self._counts, self._names[row], self.limits, strict=True))
+            uses = [use for use in zip(self._counts, self.names[row], self.limits, strict=False) if use[1]]
             if row in self._rows or any(counter[name] >= limit for counter, name, limit in uses):
                 continue
             for counter, name, _ in uses:

@@ -119,18 +119,19 @@ class Chooser:
 
     def _picker(self, proposed: Sequence[Candidate]) -> Picker:
         """Return what keeps a round from repeating itself, earlier rounds and, by default, what is known."""
-        settings = self.config.acquire
-        formulas = [candidate.formula for candidate in proposed]
-        systems = [candidate.chemical_system for candidate in proposed]
+        settings, budget = self.config.acquire, self.config.round_budget(self.number)
+        names = [_names(candidate) for candidate in proposed]
+        formulas, systems, prototypes = (len(set(column)) for column in zip(*names, strict=True))
         seen = {candidate.key for candidate in self.earlier}
-        known = self._known(formulas) if settings.new else [False] * len(proposed)
-        budget = self.config.round_budget(self.number)
+        known = self._known([item.formula for item in proposed]) if settings.new else [False] * len(proposed)
         return Picker(
-            formulas,
-            systems,
-            # Where there are few formulas or systems to choose from, each gets an even share of the budget at least.
-            per_formula=max(settings.per_formula, math.ceil(self.config.budget / len(set(formulas)))),
-            per_system=max(settings.per_system, math.ceil(budget / len(set(systems)))),
+            names,
+            # Where there is little to choose from, each formula, system and prototype gets an even share at least.
+            limits=(
+                max(settings.per_formula, math.ceil(self.config.budget / formulas)),
+                max(settings.per_system, math.ceil(budget / systems)),
+                max(settings.per_prototype, math.ceil(budget / prototypes)),
+            ),
             taken=[candidate.formula for candidate in self.earlier],
             excluded=[row for row, item in enumerate(proposed) if item.key in seen or known[row]],
         )
@@ -193,6 +194,8 @@ class Chooser:
         order = torch.full((len(proposed),), -torch.inf, dtype=torch.float64)
         order[list(kept)] = ranked
         picker.exclude(row for row in range(len(proposed)) if row not in kept)
+        for row, candidate in candidates.items():  # prototypes are those of what was built
+            picker.names[row] = _names(candidate)
         return [candidates[row] for row in _take(picker, order, n)]
 
     def _look(self, structures: Sequence[Structure]) -> list[Label]:
@@ -303,6 +306,11 @@ def _moments(predictions: Mapping[str, Prediction]) -> dict[str, tuple[Tensor, T
         name: non_metal_moments(item)[:2] if item.p_metal is not None else (item.mean, item.std)
         for name, item in predictions.items()
     }
+
+
+def _names(candidate: Candidate) -> tuple[str, str, str]:
+    """Return what the limits count."""
+    return candidate.formula, candidate.chemical_system, candidate.prototype
 
 
 def _n_built(candidates: Sequence[Candidate]) -> int:

@@ -384,6 +384,7 @@ class AcquireConfig:
     kappa: float = option(1.0, "standard deviations for ucb")
     per_formula: int = option(2, "most structures of one formula over all rounds")
     per_system: int = option(5, "most structures of one set of elements in a round")
+    per_prototype: int = option(4, "most structures of one prototype in a round")
     new: bool = option(
         True, "only compositions that neither the hull file nor the training data hold; off: known ones are found again"
     )
@@ -400,7 +401,7 @@ class AcquireConfig:
             f"acquire.kappa applies to acquire.name=ucb, not to {self.name}; drop it",
         )
         _require(self.kappa >= 0, f"acquire.kappa must be >= 0, got {self.kappa}")
-        for name in ("per_formula", "per_system"):
+        for name in ("per_formula", "per_system", "per_prototype"):
             _require(getattr(self, name) >= 1, f"acquire.{name} must be at least 1, got {getattr(self, name)}")
         _require(0 <= self.explore <= 1, f"acquire.explore must be in [0, 1], got {self.explore}")
 

@@ -71,14 +71,23 @@ def test_a_likely_metal_is_taken_for_one() -> None:
 
 
 def test_limits_on_formulas_hold_over_rounds_and_on_systems_within_one() -> None:
-    formulas, systems = ["A", "A", "A", "B", "C"], ["x", "x", "x", "x", "y"]
-    picker = Picker(formulas, systems, per_formula=2, per_system=3, taken=["A"], excluded=[4])
+    names = [("A", "x", ""), ("A", "x", ""), ("A", "x", ""), ("B", "x", ""), ("C", "y", "")]
+    picker = Picker(names, (2, 3, 1), taken=["A"], excluded=[4])
     score = numbers(5, 4, 3, 2, 1)
     assert picker.take(score, 1) == [0]
     assert picker.take(score, 9) == [3]  # one more A would be the third, C is excluded
     assert picker.take(score, 9) == []
     picker.lift_limits()
     assert picker.take(score, 9) == [1, 2]
+
+
+def test_a_prototype_is_taken_so_often_and_may_change_until_then() -> None:
+    names = [("A", "x", "salt"), ("B", "y", "salt"), ("C", "z", "rutile"), ("D", "w", "salt")]
+    picker = Picker(names, (1, 1, 1))
+    assert picker.widened(2).take(numbers(4, 3, 2, 1), 4) == [0, 1, 2]  # the original keeps its counts
+    picker.names[1] = ("B", "y", "spinel")
+    picker.exclude([2])
+    assert picker.take(numbers(4, 3, 2, 1), 4) == [0, 1]
 
 
 def test_uncertainty_compares_properties_in_their_own_units() -> None:
