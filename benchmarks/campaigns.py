@@ -4,7 +4,7 @@
 
 For each run: known structures have one or two elements replaced (`discover.substitution`), as many proposals as the run
 sampled; the shipped proxies score them with the run's reward, limits on formulas and systems are the run's, and the
-best are labelled with the run's oracle. A hit obeys the run's rule; a distinct novel hit has a formula that the hull
+best are labelled with the run's oracle. With `looks=8` the baseline has the single points that a run has, too. A hit obeys the run's rule; a distinct novel hit has a formula that the hull
 file lacks, each counted once over all runs. Labels already in the output folder are not bought again.
 """
 
@@ -26,11 +26,13 @@ from discover.data import Orbits, batch_orbits, orbits_of_structure, prepare
 from discover.engine import Limits, Task, open_engine
 from discover.errors import ConfigError, main_guard
 from discover.evaluate_dng import Training
+from discover.labelling import single_points
 from discover.options import option, parse_args
 from discover.oracle.hull import Hull
 from discover.progress import LABELS, HitRule, label_table
 from discover.reward import build_reward
 from discover.run_folder import RunFolder, open_run_folder
+from discover.screen import Trust, screened
 from discover.store import Candidate, Store
 from discover.substitution import substitute
 from discover.worker_pool import map_in_workers
@@ -50,6 +52,7 @@ class CampaignsConfig:
     train_data: str = option("", "CSV file of known materials, the parents")
     hull: str = option("", "CSV file of formulas and formation energies, or folder with it")
     output: str = option("", "folder for the labels of the baseline")
+    looks: int = option(1, "substituted structures looked at (`discover.screen`) for each that is labelled; 1: none is")
     n_workers: int = option(2, "processes that label")
 
 
@@ -109,6 +112,7 @@ def _baseline(config: CampaignsConfig, folder: RunFolder, parents: list[Structur
     """Return the label table of the baseline of one run."""
     run = folder.config(RunConfig)
     name = f"substitution for {run.reward} {run.target} {run.restrict} seed {run.seed}"
+    name += f" looks {config.looks}" if config.looks > 1 else ""
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     reward = build_reward(run, build_properties(run.proxies))
@@ -159,6 +163,15 @@ def _chosen(config: CampaignsConfig, run: RunConfig, parents: list[Structure], h
         (run.acquire.per_formula, run.acquire.per_system * run.rounds, run.acquire.per_prototype * run.rounds),
         excluded=[row for row, item in enumerate(candidates) if first[item.key] != row],
     )
+    if config.looks > 1:
+        rows = picker.widened(config.looks).take(score, config.looks * run.budget)
+        looks = single_points([kept[row][0] for row in rows], n_workers=config.n_workers)
+        energies = [look.formation_energy_per_atom for look in looks]
+        above = hull.e_above_hull([kept[row][0].composition for row in rows], energies).tolist()
+        seen = screened(properties.predict(crystals.select(rows)), looks, above, Trust({}, {}))
+        score = torch.full_like(score, -torch.inf)
+        score[rows] = build_reward(run, properties).from_predictions(crystals.select(rows), seen)
+        picker.exclude(set(range(len(score))) - set(rows))
     rows = picker.take(score, run.budget)
     return [replace(candidates[row], source="substitution", structure=kept[row][0]) for row in rows]
 
