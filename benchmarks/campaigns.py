@@ -4,8 +4,9 @@
 
 For each run: known structures have one or two elements replaced (`discover.substitution`), as many proposals as the run
 sampled; the shipped proxies score them with the run's reward, limits on formulas and systems are the run's, and the
-best are labelled with the run's oracle. With `looks=8` the baseline has the single points that a run has, too. A hit obeys the run's rule; a distinct novel hit has a formula that the hull
-file lacks, each counted once over all runs. Labels already in the output folder are not bought again.
+best are labelled with the run's oracle. With `looks=8` the baseline has the single points that a run has, too. A hit
+obeys the run's rule; a distinct novel hit has a formula that the hull file lacks, each counted once over all runs.
+Labels already in the output folder are not bought again.
 """
 
 import json

@@ -236,7 +236,10 @@ class Campaign:
         labelled = self.store.labels(self.run, self.oracle_name)
         table = label_table(labelled, HitRule.of(self.config), parts.reward)
         self.folder.write(LABELS, table.to_csv(index=False, float_format="%.6g"))
-        self.folder.write(ROUNDS, round_table(table).to_csv(index=False, float_format="%.6g"))
+        rounds = round_table(table)
+        for column, name in (("structures_looked_at", "looked_at"), ("choosing_seconds", "seconds")):
+            rounds[column] = [self.store.round_info(self.run, number).get(name) for number in rounds.get("round", [])]
+        self.folder.write(ROUNDS, rounds.to_csv(index=False, float_format="%.6g"))
         self._write_finalists(labelled, table)
         for item in labelled:  # a kill may have come between a label and its file
             if not (self.folder.relaxed / f"{item.candidate.candidate_id}.cif").exists():

@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -66,6 +66,7 @@ class Chooser:
     hull: Hull | None
     earlier: Sequence[Candidate]
     labelled: Sequence[Labelled]
+    _looks: list[Label] = field(default_factory=list, init=False)
 
     def choose(self, crystals: CrystalBatch, names: Sequence[str], log_reward: Tensor) -> Choice:
         """Return the candidates to check, with their structures; what could not be built is among them.
@@ -95,7 +96,8 @@ class Chooser:
             "acquisition": self.config.acquire.name,
             "proposed": len(crystals),
             "per_check": self.config.looks_per_check,
-            "seconds": time.process_time() - started,
+            "looked_at": len(self._looks),
+            "seconds": time.process_time() - started + sum(look.seconds for look in self._looks),
         }
         return Choice(proposed, chosen, info)
 
@@ -202,6 +204,7 @@ class Chooser:
         oracle = look_oracle(self.config.oracle.time_limit)
         named = {str(place): structure for place, structure in enumerate(structures)}
         labels = dict(labels_of(self.config, oracle, named, description=LOOKING))
+        self._looks.extend(labels.values())
         return [labels[name] for name in named]
 
     def _screened(

@@ -65,6 +65,8 @@ _ROUND_HEADER = {
     "mae_band_gap": "proxy error, gap (eV)",
     "within_1_std_band_gap": "within 1σ",
     "oracle_seconds_per_hit": "CPU s per hit",
+    "structures_looked_at": "looked at",
+    "choosing_seconds": "CPU s choosing",
 }
 _RATE = {"hit_rate": "hit_rate", "low": "hit_rate_low", "high": "hit_rate_high"}
 _ERRORS = {
