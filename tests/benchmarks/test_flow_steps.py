@@ -13,7 +13,7 @@ def test_the_plot_has_a_line_for_each_solver_in_three_panels() -> None:
             "match_rate_interval": (0.5, 0.7),
             "rmse_all": 0.2,
             "rmse_all_interval": (0.15, 0.25),
-            "seconds_per_structure": 0.01 * n_steps,
+            "cpu_seconds_per_structure": 0.01 * n_steps,
         }
         for solver in ("euler", "heun")
         for n_steps in (5, 100)
