@@ -121,13 +121,29 @@ def build_oracle(config: OracleConfig) -> Oracle:
     """
     if config.name == "matgl":
         return MatglOracle(
-            model=str(config.model), fmax=config.fmax, max_steps=config.max_steps, time_limit=config.time_limit
+            model=str(config.model),
+            predicts=config.predicts or "formation_energy_per_atom",
+            scale=config.scale or "mp2020",
+            fmax=config.fmax,
+            max_steps=config.max_steps,
+            time_limit=config.time_limit,
         )
     if config.name == "callable":
-        return CallableOracle(function=str(config.model))
+        return CallableOracle(function=str(config.model), quantity=config.quantity or "formation_energy_per_atom")
     return ChgnetOracle(
         fmax=config.fmax, max_steps=config.max_steps, rattle=config.rattle, time_limit=config.time_limit
     )
+
+
+def build_second_oracle(config: OracleConfig) -> Oracle | None:
+    """Return the potential that gives finalists a second energy, None where none is asked for.
+
+    Raises:
+        RelaxError: If a setting of the relaxation makes no sense.
+    """
+    if config.second is None:
+        return None
+    return MatglOracle(model=config.second, fmax=config.fmax, max_steps=config.max_steps, time_limit=config.time_limit)
 
 
 def build_prior(config: RunConfig) -> Prior:

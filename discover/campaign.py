@@ -5,14 +5,16 @@ that later rounds depend on is computed from the store, in the order of candidat
 was killed goes on as if it had not been.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from discover.build import PROXIES, Parts, build_oracle, build_properties, seeded, with_proxies
+from discover.build import PROXIES, Parts, build_oracle, build_properties, build_second_oracle, seeded, with_proxies
 from discover.campaign_records import IMPLIED_HULL, crystals_of, given_lesson, joined, lesson_of
 from discover.choose import Chooser
 from discover.config import RunConfig
@@ -195,16 +197,19 @@ class Campaign:
 
     def _record(self, candidate: Candidate, label: Label) -> None:
         label = sound(label)
+        self._store(candidate, label, self.oracle_name, {} if self.oracle is None else self.oracle.describe())
+        self._write_relaxed(candidate.candidate_id, label)
+
+    def _store(self, candidate: Candidate, label: Label, oracle: str, settings: Mapping[str, Any]) -> None:
         self.store.add_label(
             self.run,
             candidate.candidate_id,
-            self.oracle_name,
+            oracle,
             label,
             e_above_hull=self._above_hull(candidate, label),
             hull=IMPLIED_HULL if self.hull is None else str(self.config.oracle.hull),
-            settings={} if self.oracle is None else self.oracle.describe(),
+            settings=settings,
         )
-        self._write_relaxed(candidate.candidate_id, label)
 
     def _write_relaxed(self, name: str, label: Label) -> None:
         if label.structure is not None:
@@ -249,16 +254,40 @@ class Campaign:
             ensemble.save(self.folder / PROXIES)
         self.store.close()
 
+    def _second_energies(self, best: Sequence[Labelled]) -> dict[str, float]:
+        """Return the formation energy of the best by a second potential, by name; empty without one.
+
+        Raises:
+            EngineError: If it cannot start.
+        """
+        oracle = build_second_oracle(self.config.oracle)
+        if oracle is None:
+            return {}
+        known = {item.candidate.candidate_id for item in self.store.labels(self.run, oracle.name)}
+        waiting = {item.candidate.candidate_id: item for item in best if item.candidate.candidate_id not in known}
+        structures = {
+            name: structure
+            for name, item in waiting.items()
+            if (structure := item.label.structure or item.candidate.structure) is not None
+        }
+        for name, answer in labels_of(self.config, oracle, structures, description=f"checking with {oracle.name}"):
+            self._store(waiting[name].candidate, sound(answer), oracle.name, oracle.describe())
+        labels = self.store.labels(self.run, oracle.name)
+        return {item.candidate.candidate_id: item.label.formation_energy_per_atom for item in labels}
+
     def _write_finalists(self, labelled: Sequence[Labelled], table: pd.DataFrame) -> None:
         """Write what a chemist checks of the best: hits first, then by the reward of what was measured."""
+        best = best_first(labelled, table)[:_FINALISTS]
+        second = self._second_energies(best)
         finalists = [
             Finalist(
                 name=item.candidate.candidate_id,
                 built=item.candidate.structure,
                 relaxed=structure,
                 formation_energy=item.label.formation_energy_per_atom,
+                second_energy=second.get(item.candidate.candidate_id, math.nan),
             )
-            for item in best_first(labelled, table)[:_FINALISTS]
+            for item in best
             if (structure := item.label.structure or item.candidate.structure) is not None
         ]
         reference = None if self.config.reference is None else Reference.load(self.config.reference)
@@ -325,7 +354,9 @@ def check_campaign(config: RunConfig) -> None:
         Hull.load(config.oracle.hull)
     if config.oracle.name in ("callable", "matgl"):
         build_oracle(config.oracle).start()
-        torch.set_num_threads(config.threads)
+    if (second := build_second_oracle(config.oracle)) is not None:
+        second.start()
+    torch.set_num_threads(config.threads)
     if (config.rounds > 1 or config.learn.labels is not None) and _ensemble(config.proxies) is None:
         raise ConfigError(f"the proxies in {config.proxies} cannot learn from labels; use networks, or rounds=1")
 

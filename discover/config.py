@@ -312,6 +312,20 @@ class OracleConfig:
         "the hull that the proxies imply, and later rounds learn energies and gaps but not stability",
     )
     model: str | None = option(None, "path of the matgl model, or module:function for name=callable")
+    predicts: str | None = option(
+        None, "for name=matgl: what a property model predicts; null: formation_energy_per_atom; or band_gap"
+    )
+    scale: Literal["mp2020", "uncorrected"] | None = option(
+        None, "for name=matgl: a potential's energies, with (mp2020, null) or without the MP2020 corrections"
+    )
+    quantity: str | None = option(
+        None,
+        "for name=callable: what a plain number is; null: formation_energy_per_atom; or energy_per_atom, band_gap, or "
+        "a name of its own",
+    )
+    second: str | None = option(
+        None, "matgl potential (MP2020 scale) that relaxes the finalists again, for a second energy above hull"
+    )
     fmax: float = option(0.1, "relaxed when no force is above, eV/Å")
     max_steps: int = option(200, "most steps of a relaxation")
     rattle: float = option(
@@ -334,6 +348,13 @@ class OracleConfig:
         what = "a path" if self.name == "matgl" else "module:function"
         _require(not needs_model or self.model is not None, f"oracle.name={self.name} needs oracle.model, {what}")
         _require(needs_model or self.model is None, f"oracle.model does nothing with oracle.name={self.name}; drop it")
+        for owner, names in (("matgl", ("predicts", "scale")), ("callable", ("quantity",))):
+            idle = [f"oracle.{name}" for name in names if getattr(self, name) is not None and self.name != owner]
+            _require(not idle, f"{', '.join(idle)} applies to oracle.name={owner}, not to {self.name}; drop it")
+        _require(
+            self.second is None or (self.hull is not None and self.name != "none"),
+            "oracle.second gives energies above hull: it needs oracle.hull=FILE and an oracle",
+        )
         _require(self.fmax > 0, f"oracle.fmax must be > 0 eV/Å, got {self.fmax}")
         _require(self.max_steps >= 0, f"oracle.max_steps must be >= 0, got {self.max_steps}")
         _require(0 <= self.rattle <= 0.5, f"oracle.rattle must be in 0 to 0.5 Å, got {self.rattle}")

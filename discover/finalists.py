@@ -63,12 +63,14 @@ class Finalist:
         built: As it was proposed, None if that was not kept.
         relaxed: As it was labelled.
         formation_energy: eV/atom on the scale of the hull, NaN if there is none.
+        second_energy: The same by another potential.
     """
 
     name: str
     built: Structure | None
     relaxed: Structure
     formation_energy: float = math.nan
+    second_energy: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,7 @@ class Checks:
         e_above_hull: eV/atom, negative for a new stable phase; NaN if unknown.
         decomposition: Share of atoms of each phase that it would decay into, the largest first.
         stability_reason: Why the stability is unknown.
+        second_above_hull: eV/atom by another potential, NaN if none was asked.
         nearest: The nearest known material, None without a reference.
     """
 
@@ -138,6 +141,7 @@ class Checks:
     e_above_hull: float
     decomposition: Mapping[str, float]
     stability_reason: str
+    second_above_hull: float
     nearest: Nearest | None
 
     @property
@@ -214,6 +218,7 @@ def _check(finalist: Finalist, hull: Hull | None, nearest: Nearest | None) -> Ch
         e_above_hull=e_above_hull,
         decomposition=decomposition,
         stability_reason=reason,
+        second_above_hull=_stability(composition, finalist.second_energy, hull)[0],
         nearest=nearest,
     )
 
@@ -430,6 +435,7 @@ def _row(checks: Checks) -> dict[str, Any]:
         "formation_energy": checks.formation_energy,
         "e_above_hull": checks.e_above_hull,
         "stability_reason": checks.stability_reason,
+        "second_e_above_hull": checks.second_above_hull,
         "decomposition": checks.reaction,
         "nearest_known": "" if nearest is None else nearest.name,
         "nearest_formula": "" if nearest is None else nearest.formula,
@@ -524,7 +530,9 @@ def _words(checks: Checks) -> Iterator[tuple[str, str]]:
     contact, bonds, nearest = checks.contact, checks.bond_valence, checks.nearest
     yield "name", checks.name
     yield "formula", checks.formula
-    yield "e_above_hull", _number(checks.e_above_hull, ".3f") or f"unknown: {checks.stability_reason}"
+    above, second = _number(checks.e_above_hull, ".3f"), _number(checks.second_above_hull, ".3f")
+    second = f" ({second} by the second potential)" if second else ""
+    yield "e_above_hull", (above or f"unknown: {checks.stability_reason}") + second
     products = checks.reaction.partition(" → ")[2]
     yield "reaction", f"the known phase of {products}" if products == checks.formula else products
     text = _number(contact.ratio, ".2f")

@@ -14,11 +14,12 @@ import pytest
 import torch
 from pymatgen.core import Structure
 
-from discover import run, sample
+from discover import campaign, run, sample
 from discover.campaign import STORE
 from discover.campaign_records import crystals_of, lesson_of, record_of
 from discover.errors import ConfigError, RunPaused
 from discover.oracle.base import Label, LabelStatus, sound
+from discover.oracle.callable import CallableOracle
 from discover.progress import LABELS, ROUNDS, HitRule, label_table, round_table
 from discover.screen import SCREENED
 from discover.store import Candidate, Labelled, Store
@@ -147,6 +148,26 @@ def test_chgnet_checks_structures_by_default(tmp_path: Path) -> None:
         assert f"{SCREENED}e_above_hull" in chosen.predictions
 
 
+def test_a_second_potential_is_asked_about_the_finalists_once(
+    oracle_here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (oracle_here / "second_oracle.py").write_text("def energy(structure):\n    return -9.0\n")
+    second = CallableOracle(function="second_oracle:energy", folder=str(oracle_here))
+    monkeypatch.setattr(campaign, "build_second_oracle", lambda config: second if config.second else None)
+    hull = oracle_here / "hull.csv"
+    hull.write_text("formula,e_form\nNaCl,-2.1\nMgO,-3.0\nAl2O3,-3.4\nMgS,-1.8\nNa2O,-1.4\n")
+    folder = oracle_here / "run"
+    run.main([*TINY, f"oracle.hull={hull}", "oracle.second=elsewhere", f"output={folder}"])
+    finalists = pd.read_csv(folder / "finalists.csv")
+    assert (finalists["second_e_above_hull"] < finalists["e_above_hull"]).all()
+    assert "by the second potential" in (folder / "finalists.html").read_text()
+    with Store.open(folder / STORE) as store:
+        assert store.n_labels(store.runs()[0], second.name) == len(finalists)
+    (oracle_here / "second_oracle.py").write_text("raise RuntimeError\n")
+    run.main([f"resume={folder}"])  # what is stored is not asked again
+    assert pd.read_csv(folder / "finalists.csv").equals(finalists)
+
+
 def test_without_an_oracle_nothing_is_checked(oracle_here: Path) -> None:
     folder = oracle_here / "plain"
     words = [w for w in TINY if not w.startswith(("oracle", "rounds", "learn", "engine"))]
@@ -173,6 +194,9 @@ def test_without_an_oracle_nothing_is_checked(oracle_here: Path) -> None:
         (["reference=nowhere.csv"], "nowhere.csv: no such file"),
         (["store=postgresql://me:secret@host/db"], "holds a password"),
         (["learn.sampler_steps=9"], "applies to later rounds"),
+        (["oracle.predicts=band_gap"], "oracle.predicts applies to oracle.name=matgl, not to chgnet"),
+        (["oracle.quantity=band_gap"], "oracle.quantity applies to oracle.name=callable"),
+        (["oracle.second=elsewhere"], "needs oracle.hull"),
         (["screen.per_check=0"], "screen.per_check must be at least 1"),
         (["screen.per_check=1", "screen.predicted=2"], "screen.predicted does nothing"),
         (["screen.per_check=4", "acquire.name=random"], "drop one of them"),
