@@ -215,10 +215,11 @@ class Chooser:
         proxies = self.parts.properties.predict(built)
         looks = [item.look for item in kept.values()]
         energies = [look.formation_energy_per_atom for look in looks]
+        above = [math.nan] * len(kept)
         if self.hull is not None:
             compositions = [item.structure.composition for item in kept.values()]
             above = self.hull.e_above_hull(compositions, energies).tolist()
-        else:
+        elif {"formation_energy_per_atom", "e_above_hull"} <= proxies.keys():
             implied = proxies["formation_energy_per_atom"].mean - proxies["e_above_hull"].mean
             above = (torch.tensor(energies, dtype=torch.float64) - implied).tolist()
         predictions = screened(proxies, looks, above, trust_of(self.labelled))
