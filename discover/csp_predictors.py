@@ -17,6 +17,9 @@ from discover.structure.flow_matching import FlowMatching
 from discover.structure.orbits import to_structures
 from discover.templates import Templates, load_templates, retrieve, templates_of_data
 
+#: Of the one structure that is predicted for given letters, where k=1 leaves time for it.
+_DRAWS, _STEPS = 8, 40
+
 
 @dataclass(frozen=True)
 class FromComposition:
@@ -84,7 +87,8 @@ def predictor_of(config: EvaluateConfig) -> Predictor:
         DataError: If the data set of templates cannot be used.
     """
     if config.given == "wyckoff":
-        return FromWyckoff(FlowMatching.load(lattice="free"))
+        once = {"n_draws": _DRAWS, "n_steps": _STEPS} if config.k == 1 else {}
+        return FromWyckoff(FlowMatching.load(lattice="free", **once))
     templates = None if config.templates is None else Path(config.templates)
     if config.source == "templates":
         return FromTemplates(load_templates() if templates is None else templates_of_data(prepare(templates)))
