@@ -87,7 +87,7 @@ def predictor_of(config: EvaluateConfig) -> Predictor:
         DataError: If the data set of templates cannot be used.
     """
     if config.given == "wyckoff":
-        once = {"n_draws": _DRAWS, "n_steps": _STEPS} if config.k == 1 else {}
+        once: dict[str, int] = {"n_draws": _DRAWS, "n_steps": _STEPS} if config.k == 1 else {}
         return FromWyckoff(FlowMatching.load(lattice="free", **once))
     templates = None if config.templates is None else Path(config.templates)
     if config.source == "templates":
