@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from pymatgen.core import Structure
@@ -87,7 +88,7 @@ def predictor_of(config: EvaluateConfig) -> Predictor:
         DataError: If the data set of templates cannot be used.
     """
     if config.given == "wyckoff":
-        once: dict[str, int] = {"n_draws": _DRAWS, "n_steps": _STEPS} if config.k == 1 else {}
+        once: dict[str, Any] = {"n_draws": _DRAWS, "n_steps": _STEPS} if config.k == 1 else {}
         return FromWyckoff(FlowMatching.load(lattice="free", **once))
     templates = None if config.templates is None else Path(config.templates)
     if config.source == "templates":
