@@ -4,12 +4,14 @@
 
 For each run: known structures have one or two elements replaced (`discover.substitution`), as many proposals as the run
 sampled; the shipped proxies score them with the run's reward, limits on formulas and systems are the run's, and the
-best are labelled with the run's oracle. With `looks=8` the baseline has the single points that a run has, too. A hit
+best are labelled with the run's oracle. With `looks=8` single points say which of eight times as many substituted
+structures are labelled; a run looks at several structures of each candidate and learns how far to trust a look. A hit
 obeys the run's rule; a distinct novel hit has a formula that the hull file lacks, each counted once over all runs.
 Labels already in the output folder are not bought again.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,7 +115,7 @@ def _baseline(config: CampaignsConfig, folder: RunFolder, parents: list[Structur
     """Return the label table of the baseline of one run."""
     run = folder.config(RunConfig)
     name = f"substitution for {run.reward} {run.target} {run.restrict} seed {run.seed}"
-    name += f" looks {config.looks}" if config.looks > 1 else ""
+    name += f" {run.acquire}" + (f" looks {config.looks}" if config.looks > 1 else "")
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     reward = build_reward(run, build_properties(run.proxies))
@@ -172,7 +174,8 @@ def _chosen(config: CampaignsConfig, run: RunConfig, parents: list[Structure], h
         seen = screened(properties.predict(crystals.select(rows)), looks, above, Trust({}, {}))
         score = torch.full_like(score, -torch.inf)
         score[rows] = build_reward(run, properties).from_predictions(crystals.select(rows), seen)
-        picker.exclude(set(range(len(score))) - set(rows))
+        known = {row for row, energy in zip(rows, energies, strict=True) if math.isfinite(energy)}
+        picker.exclude(set(range(len(score))) - known)
     rows = picker.take(score, run.budget)
     return [replace(candidates[row], source="substitution", structure=kept[row][0]) for row in rows]
 

@@ -48,7 +48,7 @@ class TransferConfig:
     validation: str = option("", "CSV file of labelled structures to measure on")
     hull: str = option("", "CSV file of formulas and formation energies, or folder with it")
     output: str = option("", "folder for proxies, prior, runs, table and plot")
-    n_oxides: int = option(2000, "rows that the proxies are trained on")
+    n_oxides: int = option(3000, "rows that the proxies are trained on")
     epochs: int = option(40, "passes over them")
     members: int = option(2, "networks of the ensemble")
     prior_minutes: float = option(8.0, "how long the prior is trained")
@@ -69,9 +69,10 @@ def main(words: Sequence[str]) -> None:
         table = read_table(Path(config.data))
         elements = [{str(item) for item in Composition(text)} for text in _formulas(config.data, table)]
         lacking = table[[_NEW not in found for found in elements]]
-        lacking.to_csv(without, index=False)
+        write_atomic(without, lacking.to_csv(index=False))
         is_oxide = [_OLD in found and _NEW not in found for found in elements]
-        table[is_oxide].sample(min(config.n_oxides, sum(is_oxide)), random_state=0).to_csv(oxides, index=False)
+        chosen = table[is_oxide].sample(min(config.n_oxides, sum(is_oxide)), random_state=0)
+        write_atomic(oxides, chosen.to_csv(index=False))
     _once(output / "proxies", lambda folder: train_proxy(oxides, folder, settings=_proxy_settings(config)))
     _once(output / "prior", lambda folder: train_prior(without, folder, PriorTraining(minutes=config.prior_minutes)))
     wanted = _nitrides(prepare(config.validation))
@@ -128,6 +129,8 @@ def _campaign(
     rows: list[dict[str, object]] = []
     for number in range(1, config.rounds + 2):
         weights = output / "proxies" if number == 1 else folder / "rounds" / f"{number:02d}" / "proxies"
+        if not weights.exists():  # one round learns nothing
+            continue
         predicted = load_ensemble(weights).predict_all(crystals)[_ENERGY]
         error = (predicted.mean.double() - truth).abs()
         row: dict[str, object] = {"seed": seed, "round": number, "mae": float(error.mean())}

@@ -45,7 +45,7 @@ class Parts:
     reward: Reward
     prior: Prior | None  # None where the space is not the prior's
     generator: StructureGenerator
-    with_free_cell: tuple[StructureGenerator, ...] = ()  # finds cells along with coordinates, where cells are free
+    with_free_cell: StructureGenerator | None = None  # finds cells too; None where they are restricted
 
 
 def run_space(config: RunConfig) -> Space:
@@ -95,9 +95,11 @@ def build_parts(config: RunConfig, *, restrictions: Restrictions | None = None) 
     )
     policy = start_policy(config, env, prior)
     generator = build_generator(config.structure, config.flow, n_draws=_DRAWS)
-    free = config.has_prior and not config.restrict.binds_cells
-    others = (replace(generator, lattice="free"),) if free and isinstance(generator, FlowMatching) else ()
-    return Parts(env, policy, target, properties, reward, prior, generator, others)
+    bound = config.restrict.to_restrictions().binds_cells or (restrictions is not None and restrictions.binds_cells)
+    free = None
+    if config.has_prior and isinstance(generator, FlowMatching) and not bound:
+        free = replace(generator, lattice="free")
+    return Parts(env, policy, target, properties, reward, prior, generator, free)
 
 
 def build_generator(

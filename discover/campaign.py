@@ -5,8 +5,9 @@ that later rounds depend on is computed from the store, in the order of candidat
 was killed goes on as if it had not been.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from discover.build import PROXIES, Parts, build_oracle, build_properties, build_second_oracle, seeded, with_proxies
-from discover.campaign_records import IMPLIED_HULL, crystals_of, given_lesson, joined, lesson_of
+from discover.campaign_records import IMPLIED_HULL, crystals_of, given_lesson, implied_hull, joined, lesson_of
 from discover.choose import Chooser
 from discover.config import RunConfig
 from discover.data import prepare
@@ -138,10 +139,12 @@ class Campaign:
             number=number,
             parts=parts,
             hull=self.hull,
+            start=self._start,
             earlier=self.store.candidates(self.run),
             labelled=self.store.labels(self.run, self.oracle_name, before_round=number),
         )
-        choice = chooser.choose(crystals, names, log_reward)
+        with _said_how_to_go_on(self.folder):
+            choice = chooser.choose(crystals, names, log_reward)
         self.store.add_rows(self.run, choice.proposed)
         for candidate in choice.chosen:
             if candidate.structure is not None:
@@ -169,14 +172,11 @@ class Campaign:
             return
         total = len(self.store.candidates(self.run, number))
         structures = {task.name: task.structure for task in tasks}
-        try:
+        with _said_how_to_go_on(self.folder):
             for name, label in labels_of(
                 self.config, self.oracle, structures, description=f"checking with {self.oracle_name}", total=total
             ):
                 self._record(asked[name], label)
-        except EngineError as error:
-            again = f"python -m discover.run resume={self.folder.path}"
-            raise EngineError(f"{error} Labels so far are kept; continue with: {again}") from error
         torch.set_num_threads(self.config.threads)  # an oracle in this process may have changed it
 
     def _check_outside(self, number: int, waiting: Mapping[str, Candidate]) -> None:
@@ -230,9 +230,7 @@ class Campaign:
             )
         if self._start is None:
             return float("nan")
-        predicted = self._start.predict_all(crystals_of([candidate.crystal]))
-        hull = predicted["formation_energy_per_atom"].mean - predicted["e_above_hull"].mean
-        return energy - float(hull[0])
+        return energy - float(implied_hull(self._start, crystals_of([candidate.crystal]))[0])
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -270,8 +268,9 @@ class Campaign:
             for name, item in waiting.items()
             if (structure := item.label.structure or item.candidate.structure) is not None
         }
-        for name, answer in labels_of(self.config, oracle, structures, description=f"checking with {oracle.name}"):
-            self._store(waiting[name].candidate, sound(answer), oracle.name, oracle.describe())
+        with _said_how_to_go_on(self.folder):
+            for name, answer in labels_of(self.config, oracle, structures, description=f"checking with {oracle.name}"):
+                self._store(waiting[name].candidate, sound(answer), oracle.name, oracle.describe())
         labels = self.store.labels(self.run, oracle.name)
         return {item.candidate.candidate_id: item.label.formation_energy_per_atom for item in labels}
 
@@ -297,6 +296,16 @@ class Campaign:
         self.folder.write(f"{FINALISTS}.md", markdown_table(checks) + "\n")
         page = html_page(checks, title=f"Finalists of {self.folder.path.name}", pictures=pictures)
         self.folder.write(f"{FINALISTS}.html", page)
+
+
+@contextlib.contextmanager
+def _said_how_to_go_on(folder: RunFolder) -> Iterator[None]:
+    """Add to an engine's error how to continue."""
+    try:
+        yield
+    except EngineError as error:
+        again = f"python -m discover.run resume={folder.path}"
+        raise EngineError(f"{error} Labels so far are kept; continue with: {again}") from error
 
 
 def open_store(folder: RunFolder) -> tuple[Store, str, RunConfig]:

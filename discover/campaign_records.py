@@ -12,7 +12,7 @@ from discover.errors import DataError
 from discover.learn import LABEL_ORDER, Lesson
 from discover.store import Labelled
 from envs.crystal import CrystalBatch
-from proxies import DensityProxy
+from proxies import DensityProxy, PropertyEnsemble
 from proxies.base import Prediction
 
 IMPLIED_HULL = "implied by the proxies"
@@ -65,6 +65,13 @@ def _numbers(item: Labelled) -> tuple[float, float, float] | None:
         0.0 if gap < METAL else gap,
     )
     return None if all(math.isnan(value) for value in values) else values
+
+
+def implied_hull(ensemble: PropertyEnsemble, crystals: CrystalBatch) -> Tensor:
+    """Return (n,) the formation energy in eV/atom at which proxies place the hull below each crystal."""
+    predicted = ensemble.predict_all(crystals)
+    hull: Tensor = predicted["formation_energy_per_atom"].mean - predicted["e_above_hull"].mean
+    return hull.double()
 
 
 def record_of(crystals: CrystalBatch, row: int) -> dict[str, Any]:

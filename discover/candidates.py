@@ -60,7 +60,8 @@ class Column(StrEnum):
 
 #: What each column holds, with its unit; shown in the report.
 MEANING: dict[Column, str] = {
-    Column.CANDIDATE_ID: "rank in this run or round, also the name of the CIF file",
+    Column.CANDIDATE_ID: "rank in this run or round, also the name of the CIF file (an added f: with another cell, p: "
+    "with a predicted structure)",
     Column.FORMULA: "reduced formula",
     Column.SPACE_GROUP: "international number, 1 to 230",
     Column.WYCKOFF: "element:multiplicity and letter, conventional cell",

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from discover.acquire import Picker, acquisition_scores, uncertainty
 from discover.build import Parts, seeded
-from discover.campaign_records import record_of
+from discover.campaign_records import implied_hull, record_of
 from discover.candidates import key_texts
 from discover.config import RunConfig
 from discover.labelling import LOOKING, labels_of, look_oracle
@@ -30,12 +30,15 @@ from discover.prototypes import prototype_keys
 from discover.reward import non_metal_moments
 from discover.screen import SCREENED, Trust, screened
 from discover.store import Candidate, Labelled
-from discover.structure_search import Found, lowest_in_energy
+from discover.structure_search import FREE_CELL, PREDICTED, SAMPLED, Found, lowest_in_energy
 from envs.crystal import CrystalBatch
+from proxies import PropertyEnsemble
 from proxies.base import Prediction
 
 _MOST_TRIED = 4  # candidates built per structure that is wanted
-EXPLORE, SAMPLER = "explore", "sampler"
+EXPLORE = "explore"
+#: What is added to the name of a candidate whose structure is not what the sampler drew.
+SUFFIXES = {SAMPLED: "", FREE_CELL: "f", PREDICTED: "p"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Chooser:
         config: The run.
         number: The round, from 1.
         parts: Reward, proxies and structure generator of the round.
-        hull: Of energies above hull; None: the one that the proxies imply.
+        hull: Of energies above hull; None: the one that `start` implies.
+        start: The proxies that the run began with; None where they are of a kind that implies no hull.
         earlier: What was chosen before.
         labelled: What is known of that.
     """
@@ -64,12 +68,15 @@ class Chooser:
     number: int
     parts: Parts
     hull: Hull | None
+    start: PropertyEnsemble | None
     earlier: Sequence[Candidate]
     labelled: Sequence[Labelled]
     _looks: list[Label] = field(default_factory=list, init=False)
 
     def choose(self, crystals: CrystalBatch, names: Sequence[str], log_reward: Tensor) -> Choice:
-        """Return the candidates to check, with their structures; what could not be built is among them.
+        """Return the candidates to check, with their structures.
+
+        Without a screen, what could not be built is among them.
 
         Args:
             crystals: (m,) distinct crystals of the sampler.
@@ -86,18 +93,20 @@ class Chooser:
         left = budget - _n_built(chosen)
         score = self._score(crystals, predictions)
         if self.config.looks_per_check > 1:
-            chosen += self._looked_at(proposed, crystals, score, left, picker)
+            chosen += self._looked_at(proposed, crystals, score, left, picker, chosen)
         else:
-            chosen += self._built(proposed, crystals, SAMPLER, score, left, picker)
+            chosen += self._built(proposed, crystals, SAMPLED, score, left, picker)
         if _n_built(chosen) < budget:
             text = f"round {self.number}: {_n_built(chosen)} of {budget} structures; no more candidates to build"
             print(text, file=sys.stderr)
+        torch.set_num_threads(self.config.threads)  # a look in this process may have changed it
+        elsewhere = self.config.engine.workers != 0
         info = {
             "acquisition": self.config.acquire.name,
             "proposed": len(crystals),
             "per_check": self.config.looks_per_check,
             "looked_at": len(self._looks),
-            "seconds": time.process_time() - started + sum(look.seconds for look in self._looks),
+            "seconds": time.process_time() - started + elsewhere * sum(look.seconds for look in self._looks),
         }
         return Choice(proposed, chosen, info)
 
@@ -173,31 +182,45 @@ class Chooser:
     # --- with one --------------------------------------------------------------------------------
 
     def _looked_at(
-        self, proposed: Sequence[Candidate], crystals: CrystalBatch, score: Tensor, n: int, picker: Picker
+        self,
+        proposed: Sequence[Candidate],
+        crystals: CrystalBatch,
+        score: Tensor,
+        n: int,
+        picker: Picker,
+        chosen: Sequence[Candidate],
     ) -> list[Candidate]:
-        """Return the `n` candidates that are best once their structures have been looked at."""
-        per_check, n_predicted = self.config.looks_per_check, self.config.screen.predicted
-        rows = _take(picker.widened(per_check), score, n * per_check)
-        if not rows:
-            return []
-        found = lowest_in_energy(
-            crystals.select(rows),
-            generators=(self.parts.generator, *self.parts.with_free_cell),
-            n_predicted=n_predicted if self.parts.with_free_cell else 0,
-            space_groups=self.parts.env.space_groups,
-            look=self._look,
-            rng=seeded(self.config.seed, f"structures {self.number}"),
-            taken=[candidate.key for candidate in self.earlier],
-        )
-        kept = {row: item for row, item in zip(rows, found, strict=True) if item is not None}
-        if not kept:
-            return []
-        ranked, candidates = self._screened(proposed, kept)
+        """Return the `n` candidates that are best once their structures have been looked at.
+
+        Where too few can be built, more are tried.
+        """
+        per_check = self.config.looks_per_check
+        pool = picker.widened(per_check)
+        taken = [candidate.key for candidate in (*self.earlier, *chosen)]
+        candidates: dict[int, Candidate] = {}
+        n_tried = 0
+        while n and len(candidates) < n and n_tried < _MOST_TRIED * n * per_check:
+            rows = _take(pool, score, (n - len(candidates)) * per_check)
+            if not rows:
+                break
+            found = lowest_in_energy(
+                crystals.select(rows),
+                generator=self.parts.generator,
+                with_free_cell=self.parts.with_free_cell,
+                n_predicted=self.config.screen.predicted,
+                space_groups=self.parts.env.space_groups,
+                look=self._look,
+                rng=seeded(self.config.seed, f"looks {self.number} {n_tried}"),
+                taken=[*taken, *(candidate.key for candidate in candidates.values())],
+            )
+            kept = {row: item for row, item in zip(rows, found, strict=True) if item is not None}
+            candidates |= self._screened(proposed, kept) if kept else {}
+            n_tried += len(rows)
         order = torch.full((len(proposed),), -torch.inf, dtype=torch.float64)
-        order[list(kept)] = ranked
-        picker.exclude(row for row in range(len(proposed)) if row not in kept)
         for row, candidate in candidates.items():  # prototypes are those of what was built
+            order[row] = candidate.acquisition
             picker.names[row] = _names(candidate)
+        picker.exclude(row for row in range(len(proposed)) if row not in candidates)
         return [candidates[row] for row in _take(picker, order, n)]
 
     def _look(self, structures: Sequence[Structure]) -> list[Label]:
@@ -207,44 +230,42 @@ class Chooser:
         self._looks.extend(labels.values())
         return [labels[name] for name in named]
 
-    def _screened(
-        self, proposed: Sequence[Candidate], kept: Mapping[int, Found]
-    ) -> tuple[Tensor, dict[int, Candidate]]:
-        """Return the (k,) scores and the candidates of what was kept, with what is predicted of them now."""
+    def _screened(self, proposed: Sequence[Candidate], kept: Mapping[int, Found]) -> dict[int, Candidate]:
+        """Return the candidates of what was kept, scored by what is predicted of them now."""
         built = CrystalBatch.cat([item.crystal for item in kept.values()])
         proxies = self.parts.properties.predict(built)
         looks = [item.look for item in kept.values()]
-        energies = [look.formation_energy_per_atom for look in looks]
-        above = [math.nan] * len(kept)
-        if self.hull is not None:
-            compositions = [item.structure.composition for item in kept.values()]
-            above = self.hull.e_above_hull(compositions, energies).tolist()
-        elif {"formation_energy_per_atom", "e_above_hull"} <= proxies.keys():
-            implied = proxies["formation_energy_per_atom"].mean - proxies["e_above_hull"].mean
-            above = (torch.tensor(energies, dtype=torch.float64) - implied).tolist()
-        predictions = screened(proxies, looks, above, trust_of(self.labelled))
-        score = self._score(built, predictions)
-        fresh = candidates_of(
-            self.number,
-            built,
-            [proposed[row].candidate_id for row in kept],
-            proxies,
-            self.parts.reward.from_predictions(built, proxies),
-        )
+        above = self._above_hull(built, list(kept.values()))
+        # What is kept for later trust is what the tables said, or trust would correct its own corrections.
+        plain = screened(proxies, looks, above, Trust({}, {}))
+        score = self._score(built, screened(proxies, looks, above, trust_of(self.labelled)))
+        names = [f"{proposed[row].candidate_id}{SUFFIXES[item.source]}" for row, item in kept.items()]
+        reward = self.parts.reward.from_predictions(built, proxies)
         candidates = {}
-        for place, (row, item) in enumerate(kept.items()):
-            after = {
+        for place, (row, fresh) in enumerate(
+            zip(kept, candidates_of(self.number, built, names, proxies, reward), strict=True)
+        ):
+            moments = {
                 f"{SCREENED}{name}": (float(mean[place]), float(std[place]))
-                for name, (mean, std) in _moments(predictions).items()
+                for name, (mean, std) in _moments(plain).items()
             }
             candidates[row] = replace(
-                fresh[place],
-                source=item.source,
-                structure=item.structure,
+                fresh,
+                source=kept[row].source,
+                structure=kept[row].structure,
                 acquisition=float(score[place]),
-                predictions={**fresh[place].predictions, **after},
+                predictions={**fresh.predictions, **moments},
             )
-        return score, candidates
+        return candidates
+
+    def _above_hull(self, built: CrystalBatch, kept: Sequence[Found]) -> list[float]:
+        """Return the energies above hull of structures as built, in eV/atom; NaN where unknown."""
+        energies = [item.look.formation_energy_per_atom for item in kept]
+        if self.hull is not None:
+            return self.hull.e_above_hull([item.structure.composition for item in kept], energies).tolist()
+        if self.start is None:
+            return [math.nan] * len(kept)
+        return (torch.tensor(energies, dtype=torch.float64) - implied_hull(self.start, built)).tolist()
 
 
 def candidates_of(

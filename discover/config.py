@@ -123,11 +123,6 @@ class RestrictConfig:
     volume_per_atom: tuple[float, float] | None = option(None, "volume per atom in Å^3, [lo,hi]")
 
     @property
-    def binds_cells(self) -> bool:
-        """Whether lengths, angles or volumes are restricted."""
-        return any(item is not None for item in (self.length, self.angle, self.volume_per_atom))
-
-    @property
     def is_empty(self) -> bool:
         """Whether nothing is restricted."""
         return self == RestrictConfig()
@@ -358,8 +353,8 @@ class OracleConfig:
         _require(self.fmax > 0, f"oracle.fmax must be > 0 eV/Å, got {self.fmax}")
         _require(self.max_steps >= 0, f"oracle.max_steps must be >= 0, got {self.max_steps}")
         _require(0 <= self.rattle <= 0.5, f"oracle.rattle must be in 0 to 0.5 Å, got {self.rattle}")
-        relaxing = ("fmax", "max_steps", "rattle") if self.name not in ("chgnet", "matgl") else ()
-        idle = [*relaxing, *(("rattle",) if self.name == "matgl" else ())]
+        relaxes = self.name in ("chgnet", "matgl") or self.second is not None
+        idle = [*(() if relaxes else ("fmax", "max_steps")), *(("rattle",) if self.name != "chgnet" else ())]
         idle += ["time_limit", "memory_limit"] if self.name == "external" else []
         given = [f"oracle.{name}" for name in dict.fromkeys(idle) if getattr(self, name) != _default(self, name)]
         _require(not given, f"{', '.join(given)} would do nothing with oracle.name={self.name}; drop it")
@@ -585,6 +580,12 @@ class RunConfig(RewardConfig):
         _require(
             self.acquire.name != "random" or (self.screen.per_check or 1) == 1,
             "screen.per_check ranks what acquire.name=random does not; drop one of them",
+        )
+        cells = self.restrict.to_restrictions().binds_cells
+        _require(
+            self.screen.predicted == _default(self.screen, "predicted")
+            or (self.looks_per_check > 1 and self.has_prior and self.structure == "flow" and not cells),
+            "screen.predicted needs a screen (screen.per_check=8), structure=flow and free cells; drop it",
         )
         _require(
             self.rounds > 1 or self.acquire.explore == AcquireConfig().explore,
@@ -1060,6 +1061,10 @@ def absolute(config: RunConfig) -> RunConfig:
     def full(path: str | None) -> str | None:
         return path if path is None or "://" in path else str(Path(path).resolve())
 
+    def folder(name: str | None) -> str | None:
+        """Return a model's folder in full; other names are those of a hub or of a function."""
+        return full(name) if name is not None and Path(name).is_dir() else name
+
     return dataclasses.replace(
         config,
         store=full(config.store),
@@ -1067,7 +1072,12 @@ def absolute(config: RunConfig) -> RunConfig:
         proxies=full(config.proxies),
         prior=full(config.prior),
         flow=full(config.flow),
-        oracle=dataclasses.replace(config.oracle, hull=full(config.oracle.hull)),
+        oracle=dataclasses.replace(
+            config.oracle,
+            hull=full(config.oracle.hull),
+            model=folder(config.oracle.model),
+            second=folder(config.oracle.second),
+        ),
         engine=dataclasses.replace(config.engine, config=full(config.engine.config)),
         learn=dataclasses.replace(config.learn, data=full(config.learn.data), labels=full(config.learn.labels)),
     )

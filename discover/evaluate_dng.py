@@ -377,13 +377,15 @@ def _from_run(config: EvaluateConfig) -> list[Structure | None]:
     _, _, parts = load_run(asked.run, asked)
     draws = draw_crystals(parts.env, parts.policy, config.n, seeded(config.seed, "evaluate structures"))
     structures: list[Structure | None] = []
-    if config.predicted and not parts.with_free_cell:
-        raise ConfigError(f"{config.run} restricts cells, which predicted structures would not obey; drop predicted")
-    builders = (parts.generator, *parts.with_free_cell)
+    free = parts.with_free_cell
+    if config.predicted and free is None:
+        raise ConfigError(f"{config.run} restricts cells, or its coordinates are random: drop predicted")
     for index, (crystals, _) in enumerate(draws):
         rng = seeded(config.seed, f"structures {index}")
-        if config.predicted:
-            found = searched(crystals, parts.env, builders, config.predicted, rng, n_workers=config.n_workers)
+        if config.predicted and free is not None:
+            found = searched(
+                crystals, parts.env, parts.generator, free, config.predicted, rng, n_workers=config.n_workers
+            )
             structures += found.structures
         else:
             structures += parts.generator.generate(crystals, rng)

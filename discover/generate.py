@@ -39,6 +39,7 @@ from envs.restrictions import Restrictions, Space, restrict
 from policies.composition_prior import load_composition_prior
 from policies.pretrained import SHIPPED, Prior, load_policy, load_prior
 
+_NO_ENERGY = "no structure was found that CHGNet gives an energy"
 USAGE = "python -m discover.generate n=1000 ['restrict.elements=[Fe,O]'] [output=DIR]"
 FAILURE = "failure"  # column of the table: why a row has no structure, empty where it has one
 _BATCH = 1000  # the first crystals of a longer run with the same seed are those of a shorter one
@@ -51,7 +52,8 @@ class Generated:
 
     crystals: CrystalBatch  # (n,) with the lattice of the structure, where there is one
     log_prob: Tensor | None  # (n,) float64 log probability (density) under the prior; None: its letters were not kept
-    structures: list[Structure | None]  # (n,) conventional cells; None where no coordinates were found
+    structures: list[Structure | None]  # (n,) conventional cells; None where none could be had
+    reason: str = NO_COORDINATES  # why there is none
 
     @property
     def failures(self) -> list[int]:
@@ -103,17 +105,14 @@ def generate(
         CrystalBatch.cat([batch.crystals for batch in batches]),
         torch.cat(log_probs) if log_probs else None,
         [structure for batch in batches for structure in batch.structures],
+        batches[0].reason,
     )
 
 
 def default_letters(restrictions: Restrictions | None, generator: StructureGenerator | None) -> Letters:
     """Return "composition" where it can be had: where no lattice is restricted, and the shipped flow may find it."""
-    return "prior" if generator is not None or _restricts_lattices(restrictions) else "composition"
-
-
-def _restricts_lattices(restrictions: Restrictions | None) -> bool:
-    names = ("length", "angle", "volume_per_atom")
-    return restrictions is not None and any(getattr(restrictions, name) is not None for name in names)
+    bound = restrictions is not None and restrictions.binds_cells
+    return "prior" if generator is not None or bound else "composition"
 
 
 def generate_batches(
@@ -131,13 +130,13 @@ def generate_batches(
     prior = _shipped() if prior is None else prior
     letters = default_letters(restrictions, generator) if letters is None else letters
     rewrite = letters == "composition"
-    if rewrite and _restricts_lattices(restrictions):
+    if rewrite and restrictions is not None and restrictions.binds_cells:
         raise ConfigError(
             "letters=composition leaves the lattice to the flow, which no restriction binds; use letters=prior, or "
             "drop the restriction of lengths, angles or volumes"
         )
     if predicted and not rewrite:
-        raise ConfigError("predicted structures have letters and cells of their own; drop letters=prior")
+        raise ConfigError("predicted structures have letters and cells of their own, which letters=prior rules out")
     if generator is None:
         generator = build_generator("flow", None, lattice="free" if rewrite else "fixed")
     env = environment(prior, restrictions)
@@ -147,7 +146,7 @@ def generate_batches(
             drawn = _rewritten(env, crystals, seeded(seed, f"letters {index}")) if rewrite else crystals
             rng = seeded(seed, f"structures {index}")
             if predicted:
-                yield searched(drawn, env, [generator], predicted, rng, n_workers=n_workers)
+                yield searched(drawn, env, generator, generator, predicted, rng, n_workers=n_workers)
             else:
                 structures = generator.generate(drawn, rng)
                 yield Generated(with_lattices(drawn, structures), None if rewrite else log_prob, structures)
@@ -157,7 +156,8 @@ def generate_batches(
 def searched(
     crystals: CrystalBatch,
     env: CrystalEnv,
-    generators: Sequence[StructureGenerator],
+    generator: StructureGenerator,
+    with_free_cell: StructureGenerator,
     n_predicted: int,
     rng: torch.Generator,
     *,
@@ -166,14 +166,16 @@ def searched(
     """Return the structure of lowest energy for each crystal (`discover.structure_search`)."""
     found = lowest_in_energy(
         crystals,
-        generators=generators,
+        generator=generator,
+        with_free_cell=with_free_cell,
         n_predicted=n_predicted,
         space_groups=env.space_groups,
         look=partial(single_points, n_workers=n_workers),
         rng=rng,
     )
     rows = [crystals.select([row]) if item is None else item.crystal for row, item in enumerate(found)]
-    return Generated(CrystalBatch.cat(rows), None, [None if item is None else item.structure for item in found])
+    structures = [None if item is None else item.structure for item in found]
+    return Generated(CrystalBatch.cat(rows), None, structures, _NO_ENERGY)
 
 
 def _rewritten(env: CrystalEnv, crystals: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
@@ -211,7 +213,7 @@ def generated_table(generated: Generated, properties: Properties, ids: Sequence[
         **crystal_columns(crystals, properties.predict(crystals)),
     }
     table = pd.DataFrame({str(column): columns[column] for column in Column if column in columns})
-    table[FAILURE] = [NO_COORDINATES if structure is None else "" for structure in generated.structures]
+    table[FAILURE] = [generated.reason if structure is None else "" for structure in generated.structures]
     return table
 
 
@@ -266,7 +268,7 @@ def main(words: Sequence[str]) -> None:
     folder.log("result", **result)
     print(f"{result['n']} crystals, {result['structures']} with a structure, in {folder.path}")
     if generated.failures:
-        print(f"{len(generated.failures)} without: {NO_COORDINATES} ({CSV} names them in the column {FAILURE!r})")
+        print(f"{len(generated.failures)} without: {generated.reason} ({CSV} names them in the column {FAILURE!r})")
     print(json.dumps(result))
 
 

@@ -13,15 +13,14 @@ from discover.oracle.base import Label, Oracle
 from discover.oracle.chgnet import ChgnetOracle
 
 LOOKING = "looking at structures"
-_KEEP_TIME = ("chgnet", "matgl")  # oracles that watch the time limit themselves
-_GRACE = 60.0  # seconds in which they may still hand over what they have
+_GRACE = 60.0  # seconds in which an oracle that watches its time may still hand over what it has
 _RETRIES = 3  # of a structure whose worker was lost
 
 
 def limits_of(config: RunConfig, oracle: Oracle) -> Limits:
     """Return what one structure may cost."""
     return Limits(
-        seconds=config.oracle.time_limit + (_GRACE if oracle.name in _KEEP_TIME else 0.0),
+        seconds=config.oracle.time_limit + (_GRACE if hasattr(oracle, "time_limit") else 0.0),
         memory_gb=config.oracle.memory_limit,
         retries=_RETRIES,
     )

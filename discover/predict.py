@@ -9,7 +9,7 @@ import math
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -100,7 +100,7 @@ class Sources:
         return cls(prior, known, load_ranking())
 
     def propose(
-        self, compositions: Sequence[Mapping[str, int]], n: int, *, space_group: int | None = None
+        self, compositions: Sequence[Mapping[str, int]], n: int, *, space_groups: Collection[int] | None = None
     ) -> tuple[Proposals, Tensor]:
         """Return up to `n` proposals for each composition, best first, and their weights (m,).
 
@@ -110,14 +110,14 @@ class Sources:
         Args:
             compositions: {element symbol: atoms in the primitive cell}.
             n: Proposals for each.
-            space_group: The only one to propose; None: any.
+            space_groups: The only ones to propose; None: any.
         """
         known = self.templates
-        if known is not None and space_group is not None:
-            known = known.select(known.space_group == space_group)
+        if known is not None and space_groups is not None:
+            known = known.select(torch.isin(known.space_group, torch.tensor(sorted(space_groups))))
         parts = []
         if self.prior is not None:
-            parts.append(_of_prior(self.prior, compositions, n, space_group))
+            parts.append(_of_prior(self.prior, compositions, n, space_groups))
         if known is not None and self.ranking is not None:
             parts.append(propose_templates(known, compositions))
         elif known is not None:
@@ -147,9 +147,9 @@ def repeats_of_rigid(proposals: Proposals) -> Tensor:
 
 
 def _of_prior(
-    prior: CompositionPrior, compositions: Sequence[Mapping[str, int]], n: int, space_group: int | None
+    prior: CompositionPrior, compositions: Sequence[Mapping[str, int]], n: int, space_groups: Collection[int] | None
 ) -> Proposals:
-    found = prior.propose(compositions, n, space_groups=None if space_group is None else [space_group])
+    found = prior.propose(compositions, n, space_groups=None if space_groups is None else sorted(space_groups))
     return Proposals(
         found.crystals,
         torch.full((*found.crystals.letters.shape, 3), torch.nan, dtype=torch.float64),
@@ -182,7 +182,7 @@ def predict(
     *,
     sources: Sources | None = None,
     generator: StructureGenerator | None = None,
-    space_group: int | None = None,
+    space_groups: Collection[int] | None = None,
     rng: torch.Generator | None = None,
 ) -> list[list[Prediction]]:
     """Return up to `n` structures for the contents of each primitive cell, the most likely first.
@@ -192,11 +192,11 @@ def predict(
         n: Structures for each.
         sources: Where proposals come from; None: both that ship.
         generator: Finds coordinates of proposals that have none; None: the flow that ships.
-        space_group: The only one to propose; None: any.
+        space_groups: The only ones to propose; None: any.
         rng: Of the coordinates; None: seed 0.
     """
     queries = [CompositionQuery("", composition, {1: 1.0}) for composition in compositions]
-    return predict_queries(queries, n, sources=sources, generator=generator, space_group=space_group, rng=rng)
+    return predict_queries(queries, n, sources=sources, generator=generator, space_groups=space_groups, rng=rng)
 
 
 def predict_queries(
@@ -205,7 +205,7 @@ def predict_queries(
     *,
     sources: Sources | None = None,
     generator: StructureGenerator | None = None,
-    space_group: int | None = None,
+    space_groups: Collection[int] | None = None,
     rng: torch.Generator | None = None,
 ) -> list[list[Prediction]]:
     """Return up to `n` structures for each query, over all sizes of its cell, the most likely first.
@@ -217,7 +217,7 @@ def predict_queries(
     generator = build_generator("flow", None, lattice=LATTICE) if generator is None else generator
     rng = seeded(0, "predict") if rng is None else rng
     cells = [(row, query.cell(z), share) for row, query in enumerate(queries) for z, share in query.shares.items()]
-    proposals, weight = sources.propose([cell for _, cell, _ in cells], n, space_group=space_group)
+    proposals, weight = sources.propose([cell for _, cell, _ in cells], n, space_groups=space_groups)
     proposals, probability, draw = with_repeats(proposals, weight)
     owner = torch.tensor([row for row, _, _ in cells])[proposals.query]
     probability = probability * torch.tensor([share for _, _, share in cells], dtype=torch.float64)[proposals.query]
@@ -398,7 +398,7 @@ def run(config: PredictConfig, argv: Sequence[str]) -> tuple[RunFolder, pd.DataF
             config.n,
             sources=sources,
             generator=generator,
-            space_group=config.space_group,
+            space_groups=None if config.space_group is None else [config.space_group],
             rng=seeded(config.seed, "predict"),
         )
     if not predictions:

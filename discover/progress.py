@@ -15,6 +15,7 @@ from discover.gap_scale import to_experiment
 from discover.metrics.intervals import wilson_interval
 from discover.oracle.base import LabelStatus
 from discover.reward import METASTABLE, Reward
+from discover.screen import SCREENED
 from discover.store import Labelled
 
 NEAR_TARGET = {"bandgap": 0.25, "density": 0.25}  # eV and g/cm^3: what counts as on target
@@ -66,7 +67,11 @@ class HitRule:
 
 
 def label_table(labelled: Sequence[Labelled], rule: HitRule, reward: Reward) -> pd.DataFrame:
-    """Return one row a label, in the order of rounds and candidates, with what was predicted when it was chosen."""
+    """Return one row a label, in the order of rounds and candidates, with what was predicted when it was chosen.
+
+    `predicted_*` is what the proxies said, `screened_*` what the tables of `discover.screen` made of it and of a single
+    point (for the gap: of a non-metal), before labels corrected them; missing where nothing was looked at.
+    """
     crystals = crystals_of([item.candidate.crystal for item in labelled])
     properties = measured(labelled, crystals)
     score = reward.from_predictions(crystals, properties) if labelled else torch.zeros(0)
@@ -74,7 +79,8 @@ def label_table(labelled: Sequence[Labelled], rule: HitRule, reward: Reward) -> 
     for i, item in enumerate(labelled):
         candidate, label = item.candidate, item.label
         predicted = {
-            f"predicted_{short}{suffix}": candidate.predictions.get(name, (math.nan, math.nan))[k]
+            f"{prefix}_{short}{suffix}": candidate.predictions.get(f"{key}{name}", (math.nan, math.nan))[k]
+            for prefix, key in (("predicted", ""), ("screened", SCREENED))
             for name, short in _PREDICTED.items()
             for k, suffix in enumerate(("", "_std"))
         }
@@ -115,8 +121,8 @@ def label_table(labelled: Sequence[Labelled], rule: HitRule, reward: Reward) -> 
 def round_table(table: pd.DataFrame) -> pd.DataFrame:
     """Return one row a round of what a label table says.
 
-    Failures count in every rate. Errors and coverage are those of the predictions by which the round chose, before the
-    proxies learnt from it.
+    Failures count in every rate. Errors and coverage are those of the proxies when the round chose, before they learnt
+    from it.
     """
     rows: list[dict[str, object]] = []
     if table.empty:

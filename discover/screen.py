@@ -15,10 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from discover.oracle.base import Label
+from discover.oracle.base import P_METAL, Label
 from proxies.base import Prediction
 
-P_METAL = "p_metal"  # property of a label beside its band gap
 SCREENED = "screened."  # before the names of predictions that a look went into
 #: Energy above hull as built; mean and standard deviation of that after relaxation, eV/atom.
 _BUILT = np.array([-0.01, 0.06, 0.15, 0.26, 0.38, 0.56, 0.80, 1.30, 3.40])

@@ -23,7 +23,8 @@ from envs.crystal import CrystalBatch
 
 #: What labels structures one by one, in order.
 Look = Callable[[Sequence[Structure]], Sequence[Label]]
-SAMPLED, PREDICTED = "sampler", "predicted"
+SAMPLED, FREE_CELL, PREDICTED = "sampler", "free cell", "predicted"  # what was built
+_EVERY_GROUP = 230
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,15 @@ class Found:
 
     crystal: CrystalBatch  # (1,) what was built: symmetry and cell may differ from what was asked
     structure: Structure
-    source: str  # `SAMPLED` or `PREDICTED`
+    source: str  # `SAMPLED`, `FREE_CELL` or `PREDICTED`
     look: Label
 
 
 def lowest_in_energy(
     crystals: CrystalBatch,
     *,
-    generators: Sequence[StructureGenerator],
+    generator: StructureGenerator,
+    with_free_cell: StructureGenerator | None,
     n_predicted: int,
     space_groups: Collection[int],
     look: Look,
@@ -50,17 +52,20 @@ def lowest_in_energy(
 
     Args:
         crystals: (n,) crystals.
-        generators: Each builds every crystal.
+        generator: Builds every crystal.
+        with_free_cell: Does so too, with cells that it finds, and finds coordinates of predicted structures; None where
+            cells are restricted.
         n_predicted: Structures that `discover.predict` adds for the contents of each cell, once however many crystals
-            have these; 0 where cells are restricted.
+            have these.
         space_groups: Those that predicted structures may have.
         look: Gives the energies.
         rng: Of coordinates.
         taken: Keys of crystals that are not to be proposed again, and then no key is returned twice; None: any may.
     """
-    tries = [trial for generator in generators for trial in _built(crystals, generator, rng)]
-    if n_predicted:
-        tries += _predicted(crystals, n_predicted, space_groups, rng)
+    tries = _built(crystals, generator, SAMPLED, rng)
+    if with_free_cell is not None:
+        tries += [] if with_free_cell is generator else _built(crystals, with_free_cell, FREE_CELL, rng)
+        tries += _predicted(crystals, n_predicted, with_free_cell, space_groups, rng)
     labels = look([trial.structure for trial in tries])
     best: list[Found | None] = [None] * len(crystals)
     used = set(taken or ())
@@ -87,26 +92,40 @@ class _Trial:
     source: str
 
 
-def _built(crystals: CrystalBatch, generator: StructureGenerator, rng: torch.Generator) -> list[_Trial]:
+def _built(crystals: CrystalBatch, generator: StructureGenerator, source: str, rng: torch.Generator) -> list[_Trial]:
     structures = generator.generate(crystals, rng)
     built = with_lattices(crystals, structures)
     return [
-        _Trial(row, built.select([row]), structure, SAMPLED)
+        _Trial(row, built.select([row]), structure, source)
         for row, structure in enumerate(structures)
         if structure is not None
     ]
 
 
-def _predicted(crystals: CrystalBatch, n: int, space_groups: Collection[int], rng: torch.Generator) -> list[_Trial]:
+def _predicted(
+    crystals: CrystalBatch,
+    n: int,
+    generator: StructureGenerator,
+    space_groups: Collection[int],
+    rng: torch.Generator,
+) -> list[_Trial]:
+    if not n:
+        return []
     contents = cell_contents(crystals)
     first: dict[tuple[tuple[str, int], ...], int] = {}
     for row, cell in enumerate(contents):
         first.setdefault(tuple(sorted(cell.items())), row)
     rows = list(first.values())
-    found = predict([contents[row] for row in rows], n, rng=rng)
+    found = predict(
+        [contents[row] for row in rows],
+        n,
+        generator=generator,
+        space_groups=None if len(space_groups) == _EVERY_GROUP else space_groups,
+        rng=rng,
+    )
     return [
         _Trial(row, prediction.crystal, prediction.structure, PREDICTED)
         for row, predictions in zip(rows, found, strict=True)
         for prediction in predictions
-        if prediction.structure is not None and int(prediction.crystal.space_group[0]) in space_groups
+        if prediction.structure is not None
     ]

@@ -86,6 +86,11 @@ class Restrictions:
     angle: Sequence[float] | None = None
     volume_per_atom: Sequence[float] | None = None
 
+    @property
+    def binds_cells(self) -> bool:
+        """Whether lengths, angles or volumes are restricted."""
+        return any(item is not None for item in (self.length, self.angle, self.volume_per_atom))
+
 
 def mp20_space() -> Space:
     """Return the default space: primitive cells of up to 20 atoms, all 230 space groups, 92 elements."""

@@ -17,6 +17,10 @@ from pymatgen.core import Structure
 NUMBERS = ("energy_per_atom", "formation_energy_per_atom", "initial_formation_energy_per_atom", "band_gap")
 
 
+#: Property of a label that has a band gap from `discover.oracle.band_gap`: how likely there is none.
+P_METAL = "p_metal"
+
+
 class LabelStatus(StrEnum):
     """How labelling a structure ended; all but `FAILED` have at least one number."""
 

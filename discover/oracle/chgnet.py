@@ -20,7 +20,7 @@ import torch
 from pymatgen.core import Structure
 
 from discover.oracle.band_gap import GapModel
-from discover.oracle.base import Label, LabelStatus
+from discover.oracle.base import P_METAL, Label, LabelStatus
 from discover.oracle.plausibility import unsuitable_elements, why_implausible
 from discover.oracle.relax import (
     SYMPREC,
@@ -99,7 +99,7 @@ class ChgnetOracle:
         label = _label(first, best, before=before, n_steps=n_steps)
         if self.band_gap and label.structure is not None and label.status is not LabelStatus.FAILED:
             gap, p_metal = (float(values[0]) for values in _gap_model().predict_with_metal([label.structure]))
-            label = replace(label, band_gap=gap, properties={} if math.isnan(p_metal) else {"p_metal": p_metal})
+            label = replace(label, band_gap=gap, properties={} if math.isnan(p_metal) else {P_METAL: p_metal})
         return replace(label, seconds=time.process_time() - start)
 
     def _release(self, first: Relaxation, seed: int, deadline: float) -> Relaxation | None:

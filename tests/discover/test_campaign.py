@@ -144,7 +144,7 @@ def test_chgnet_checks_structures_by_default(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "relaxed" / f"{row['candidate_id']}.cif").exists()
     with Store.open(tmp_path / "run" / STORE) as store:
         (chosen,) = store.candidates(store.runs()[0])
-        assert chosen.source in ("sampler", "predicted")  # of eight that were looked at
+        assert chosen.source in ("sampler", "free cell", "predicted")  # of eight that were looked at
         assert f"{SCREENED}e_above_hull" in chosen.predictions
 
 
@@ -199,6 +199,8 @@ def test_without_an_oracle_nothing_is_checked(oracle_here: Path) -> None:
         (["oracle.second=elsewhere"], "needs oracle.hull"),
         (["screen.per_check=0"], "screen.per_check must be at least 1"),
         (["screen.per_check=1", "screen.predicted=2"], "screen.predicted does nothing"),
+        (["screen.predicted=2", "oracle.name=external"], "screen.predicted needs a screen"),
+        (["screen.predicted=2", "restrict.length=[3,9]"], "screen.predicted needs a screen"),
         (["screen.per_check=4", "acquire.name=random"], "drop one of them"),
         (["screen.per_check=4", "oracle.name=none"], "checks nothing; drop screen"),
     ],

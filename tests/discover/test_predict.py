@@ -102,7 +102,7 @@ def test_sizes_of_the_cell_are_tried_and_weighed(sources: Sources) -> None:
 
 
 def test_a_space_group_leaves_out_the_others(sources: Sources) -> None:
-    (found,) = predict_queries([read_query("ZrO2", space_group=225)], 10, sources=sources, space_group=225)
+    (found,) = predict_queries([read_query("ZrO2", space_group=225)], 10, sources=sources, space_groups=[225])
     assert [int(prediction.crystal.space_group) for prediction in found] == [225]
 
 
@@ -113,7 +113,7 @@ def test_the_prior_that_ships_proposes_rutile_and_is_asked_for_coordinates() -> 
     assert {prediction.source for prediction in titania} == {"prior"}
     assert sum(prediction.probability for prediction in titania) <= 1.0
     assert StructureMatcher().fit(salt[0].structure, rock_salt())
-    (cubic,) = predict([{"Ti": 1, "O": 2}], 5, sources=sources, generator=RandomCoordinates(), space_group=225)
+    (cubic,) = predict([{"Ti": 1, "O": 2}], 5, sources=sources, generator=RandomCoordinates(), space_groups=[225])
     assert {int(prediction.crystal.space_group) for prediction in cubic} == {225}
 
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discover.oracle.base import Label, LabelStatus
-from discover.screen import P_METAL, Trust, screened
+from discover.oracle.base import P_METAL, Label, LabelStatus
+from discover.screen import Trust, screened
 from proxies.base import Prediction
 
 NO_TRUST = Trust({}, {})
@@ -82,3 +82,15 @@ def test_labels_correct_what_the_tables_are_wrong_about() -> None:
     corrected = screened(proxies(1), looks, built, trust)["e_above_hull"]
     assert float(corrected.mean - plain.mean) == pytest.approx(trust.shift["e_above_hull"])
     assert float(corrected.std / plain.std) == pytest.approx(trust.factor["e_above_hull"])
+
+
+def test_more_labels_find_the_whole_of_a_bias() -> None:
+    """Rounds keep what the tables said, not what was made of it: what was corrected once stays as it was told."""
+    generator = torch.Generator().manual_seed(0)
+    told, found, shifts = [], [], []
+    for _ in range(6):
+        plain = screened(proxies(40, std=1e6), [look(-1.5)] * 40, [0.26] * 40, NO_TRUST)["e_above_hull"]
+        told += list(zip(plain.mean.tolist(), plain.std.tolist(), strict=True))
+        found += (plain.mean + 0.1 + 0.05 * torch.randn(40, generator=generator)).tolist()
+        shifts.append(Trust.of({"e_above_hull": told}, {"e_above_hull": found}).shift["e_above_hull"])
+    assert shifts[-1] == pytest.approx(0.1, abs=0.01)

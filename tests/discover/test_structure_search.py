@@ -10,12 +10,12 @@ from discover.build import build_generator
 from discover.candidates import key_texts
 from discover.oracle.base import Label, LabelStatus
 from discover.structure.base import StructureGenerator
-from discover.structure_search import PREDICTED, SAMPLED, Found, lowest_in_energy
+from discover.structure_search import FREE_CELL, PREDICTED, SAMPLED, Found, lowest_in_energy
 from envs.crystal import CrystalBatch
 from tests.discover.crystals import crystal_batch
 
 EVERY_GROUP = frozenset(range(1, 231))
-GENERATORS = (build_generator("flow", None), build_generator("flow", None, lattice="free"))
+OWN, FREE = build_generator("flow", None), build_generator("flow", None, lattice="free")
 
 
 class Energies:
@@ -39,13 +39,14 @@ def search(
     crystals: CrystalBatch,
     look: Energies,
     n_predicted: int = 3,
-    generators: tuple[StructureGenerator, ...] = GENERATORS,
+    free: StructureGenerator | None = FREE,
     space_groups: frozenset[int] = EVERY_GROUP,
     taken: list[str] | None = None,
 ) -> list[Found | None]:
     return lowest_in_energy(
         crystals,
-        generators=generators,
+        generator=OWN,
+        with_free_cell=free,
         n_predicted=n_predicted,
         space_groups=space_groups,
         look=look,
@@ -61,7 +62,7 @@ def test_the_lowest_of_all_structures_of_a_composition_is_kept() -> None:
     assert len(look.seen) >= 2 * 2 + 2  # both generators build both, and something is predicted of each
     for item, formula in zip(found, ("TiO2", "NaCl"), strict=True):
         assert item is not None
-        assert item.source in (SAMPLED, PREDICTED)
+        assert item.source in (SAMPLED, FREE_CELL, PREDICTED)
         same = [s for s in look.seen if s.composition.reduced_formula == formula]
         assert item.look.formation_energy_per_atom == min(-s.volume / len(s) for s in same)
         assert item.structure in same
@@ -71,7 +72,7 @@ def test_the_lowest_of_all_structures_of_a_composition_is_kept() -> None:
 
 def test_only_its_own_structures_are_built_where_nothing_is_to_be_predicted() -> None:
     look = Energies()
-    found = search(crystal_batch(["TiO2"]), look, 0, GENERATORS[:1])
+    found = search(crystal_batch(["TiO2"]), look, free=None)
     assert len(look.seen) == 1
     assert found[0] is not None
     assert found[0].source == SAMPLED
@@ -80,11 +81,10 @@ def test_only_its_own_structures_are_built_where_nothing_is_to_be_predicted() ->
 
 def test_predicted_structures_obey_the_space_groups_that_are_allowed() -> None:
     look = Energies()
-    search(crystal_batch(["TiO2"]), look, 8, GENERATORS[:1], frozenset({136}))
-    allowed = len(look.seen)
-    look = Energies()
-    search(crystal_batch(["TiO2"]), look, 8, GENERATORS[:1])
-    assert allowed < len(look.seen)
+    search(crystal_batch(["TiO2"]), look, 8, space_groups=frozenset({136}))
+    groups = [structure.get_space_group_info(symprec=1e-3)[1] for structure in look.seen]
+    assert len(groups) == 2 + 8  # the best eight of that group, not what the group leaves of the best eight
+    assert min(groups) >= 136
 
 
 def test_no_crystal_is_proposed_twice_unless_repeats_are_allowed() -> None:
