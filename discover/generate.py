@@ -39,7 +39,6 @@ from envs.restrictions import Restrictions, Space, restrict
 from policies.composition_prior import load_composition_prior
 from policies.pretrained import SHIPPED, Prior, load_policy, load_prior
 
-_NO_ENERGY = "no structure was found that CHGNet gives an energy"
 USAGE = "python -m discover.generate n=1000 ['restrict.elements=[Fe,O]'] [output=DIR]"
 FAILURE = "failure"  # column of the table: why a row has no structure, empty where it has one
 _BATCH = 1000  # the first crystals of a longer run with the same seed are those of a shorter one
@@ -53,7 +52,6 @@ class Generated:
     crystals: CrystalBatch  # (n,) with the lattice of the structure, where there is one
     log_prob: Tensor | None  # (n,) float64 log probability (density) under the prior; None: its letters were not kept
     structures: list[Structure | None]  # (n,) conventional cells; None where none could be had
-    reason: str = NO_COORDINATES  # why there is none
 
     @property
     def failures(self) -> list[int]:
@@ -105,7 +103,6 @@ def generate(
         CrystalBatch.cat([batch.crystals for batch in batches]),
         torch.cat(log_probs) if log_probs else None,
         [structure for batch in batches for structure in batch.structures],
-        batches[0].reason,
     )
 
 
@@ -172,10 +169,11 @@ def searched(
         space_groups=env.space_groups,
         look=partial(single_points, n_workers=n_workers),
         rng=rng,
+        keep_unknown=True,
     )
     rows = [crystals.select([row]) if item is None else item.crystal for row, item in enumerate(found)]
     structures = [None if item is None else item.structure for item in found]
-    return Generated(CrystalBatch.cat(rows), None, structures, _NO_ENERGY)
+    return Generated(CrystalBatch.cat(rows), None, structures)
 
 
 def _rewritten(env: CrystalEnv, crystals: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
@@ -213,7 +211,7 @@ def generated_table(generated: Generated, properties: Properties, ids: Sequence[
         **crystal_columns(crystals, properties.predict(crystals)),
     }
     table = pd.DataFrame({str(column): columns[column] for column in Column if column in columns})
-    table[FAILURE] = [generated.reason if structure is None else "" for structure in generated.structures]
+    table[FAILURE] = [NO_COORDINATES if structure is None else "" for structure in generated.structures]
     return table
 
 
@@ -268,7 +266,7 @@ def main(words: Sequence[str]) -> None:
     folder.log("result", **result)
     print(f"{result['n']} crystals, {result['structures']} with a structure, in {folder.path}")
     if generated.failures:
-        print(f"{len(generated.failures)} without: {generated.reason} ({CSV} names them in the column {FAILURE!r})")
+        print(f"{len(generated.failures)} without: {NO_COORDINATES} ({CSV} names them in the column {FAILURE!r})")
     print(json.dumps(result))
 
 

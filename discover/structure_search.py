@@ -47,6 +47,7 @@ def lowest_in_energy(
     look: Look,
     rng: torch.Generator,
     taken: Collection[str] | None = None,
+    keep_unknown: bool = False,
 ) -> list[Found | None]:
     """Return the structure of lowest formation energy for each crystal, None where there is none.
 
@@ -61,6 +62,7 @@ def lowest_in_energy(
         look: Gives the energies.
         rng: Of coordinates.
         taken: Keys of crystals that are not to be proposed again, and then no key is returned twice; None: any may.
+        keep_unknown: Keep the first structure of a crystal of which none has an energy.
     """
     tries = _built(crystals, generator, SAMPLED, rng)
     if with_free_cell is not None:
@@ -71,7 +73,8 @@ def lowest_in_energy(
     used = set(taken or ())
     for trial, label in sorted(zip(tries, labels, strict=True), key=lambda pair: _energy(pair[1])):
         key = key_texts(trial.crystal)[0]
-        if math.isinf(_energy(label)) or best[trial.row] is not None or key in used:
+        unknown = math.isinf(_energy(label)) and not keep_unknown
+        if unknown or best[trial.row] is not None or key in used:
             continue
         if taken is not None:
             used.add(key)

@@ -100,6 +100,17 @@ def test_what_has_no_energy_is_not_kept() -> None:
     found = search(crystal_batch(["TiO2", "NaCl"]), Energies(frozenset({"TiO2"})))
     assert found[0] is None
     assert found[1] is not None
+    kept = lowest_in_energy(
+        crystal_batch(["TiO2"]),
+        generator=OWN,
+        with_free_cell=None,
+        n_predicted=0,
+        space_groups=EVERY_GROUP,
+        look=Energies(frozenset({"TiO2"})),
+        rng=torch.Generator().manual_seed(0),
+        keep_unknown=True,
+    )
+    assert kept[0] is not None
 
     def silent(structures: Sequence[Structure]) -> list[Label]:
         return [Label(status=LabelStatus.SINGLE_POINT, band_gap=1.0) for _ in structures]
