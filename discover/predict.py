@@ -30,7 +30,7 @@ from discover.options import help_text, parse_args
 from discover.oracle.relax import Relaxation, RelaxSettings, relax
 from discover.properties import Properties
 from discover.proposals import SOURCES, Proposals
-from discover.ranking import Ranking, load_ranking, propose_templates, prototype_keys
+from discover.ranking import Ranking, arrangement_keys, load_ranking, of_prior, propose_templates
 from discover.run_folder import RunFolder, create_run_folder
 from discover.structure.base import NO_COORDINATES, StructureGenerator, with_lattices
 from discover.structure.flow_matching import FlowMatching, LatticeMode
@@ -117,7 +117,7 @@ class Sources:
             known = known.select(torch.isin(known.space_group, torch.tensor(sorted(space_groups))))
         parts = []
         if self.prior is not None:
-            parts.append(_of_prior(self.prior, compositions, n, space_groups))
+            parts.append(of_prior(self.prior, compositions, n, space_groups=space_groups))
         if known is not None and self.ranking is not None:
             parts.append(propose_templates(known, compositions))
         elif known is not None:
@@ -141,22 +141,9 @@ def repeats_of_rigid(proposals: Proposals) -> Tensor:
     crystals = proposals.crystals
     is_rigid = ~free_mask(crystals.space_group, crystals.letters).any(dim=2).any(dim=1)
     ratios = (crystals.lattice_parameters[:, 1:3] / crystals.lattice_parameters[:, :1]).log().div(0.04).round().long()
-    table = torch.cat([proposals.query[:, None], prototype_keys(crystals)[:, None], ratios], dim=1)
+    table = torch.cat([proposals.query[:, None], arrangement_keys(crystals)[:, None], ratios], dim=1)
     repeated = torch.tensor(pd.DataFrame(table.numpy()).duplicated().tolist(), dtype=torch.bool)
     return repeated & is_rigid & proposals.has_coordinates
-
-
-def _of_prior(
-    prior: CompositionPrior, compositions: Sequence[Mapping[str, int]], n: int, space_groups: Collection[int] | None
-) -> Proposals:
-    found = prior.propose(compositions, n, space_groups=None if space_groups is None else sorted(space_groups))
-    return Proposals(
-        found.crystals,
-        torch.full((*found.crystals.letters.shape, 3), torch.nan, dtype=torch.float64),
-        found.query,
-        found.log_prob,
-        torch.full((len(found.query),), SOURCES.index("prior")),
-    )
 
 
 def with_repeats(proposals: Proposals, weight: Tensor) -> tuple[Proposals, Tensor, Tensor]:

@@ -8,7 +8,7 @@ maximum coverage, Nemhauser et al. 1978, doi:10.1007/BF01588971): near repeats c
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -142,7 +142,7 @@ def hypotheses_of(templates: Templates, query: Query, *, other_formulas: bool = 
         other_formulas: Leave out templates of the query's own reduced formula.
     """
     found = nearest(templates, query, _LOOKED_AT, other_formulas=other_formulas)
-    keys = prototype_keys(templates.realise(found.rows, query.elements[found.order])[0])
+    keys = arrangement_keys(templates.realise(found.rows, query.elements[found.order])[0])
     order = keys.argsort(stable=True)
     place = torch.arange(len(keys))
     first = torch.searchsorted(keys[order], keys[order])
@@ -163,7 +163,7 @@ def describe(templates: Templates, query: Query, found: Candidates) -> Hypothese
     distances = pairwise_distances(found.fingerprints, found.fingerprints)
     groups = templates.space_group[rows]
     alike = match_probability(distances, groups[:, None] == groups).double()
-    keys = prototype_keys(crystals)
+    keys = arrangement_keys(crystals)
     same = (keys[:, None] == keys).double()
     votes = [
         (table @ torch.softmax(sharpness * found.affinity, dim=0)).log()
@@ -213,7 +213,7 @@ def _contacts(templates: Templates, query: Query, found: Candidates, seen: Tenso
     ]
 
 
-def prototype_keys(crystals: CrystalBatch) -> Tensor:
+def arrangement_keys(crystals: CrystalBatch) -> Tensor:
     """Return (n,) int64 that are equal for equal space group and elements on equivalent letters."""
     group = crystals.space_group - 1
     width = int(SYMMETRY.n_alternatives[group].max()) if len(crystals) else 1
@@ -274,14 +274,14 @@ def of_prior(
     compositions: Sequence[Mapping[str, int]],
     n: int,
     *,
-    space_groups: Sequence[int] | None = None,
+    space_groups: Collection[int] | None = None,
 ) -> Proposals:
     """Return up to `n` proposals of the composition prior for each composition, without coordinates.
 
     Raises:
         RepresentationError: If a composition is malformed or none of ``space_groups`` can hold it.
     """
-    found = prior.propose(compositions, n, space_groups=space_groups)
+    found = prior.propose(compositions, n, space_groups=None if space_groups is None else sorted(space_groups))
     nothing = torch.full((*found.crystals.letters.shape, 3), torch.nan, dtype=torch.float64)
     source = torch.full((len(found.query),), SOURCES.index("prior"))
     return Proposals(found.crystals, nothing, found.query, found.log_prob, source)
@@ -292,7 +292,7 @@ class Prototypes:
     """The hypotheses that templates make about one composition."""
 
     log_weight: Tensor  # (h,) float64 log-probability
-    keys: Tensor  # (h,) int64 see `prototype_keys`
+    keys: Tensor  # (h,) int64 see `arrangement_keys`
     space_group: Tensor  # (h,) int64
     fingerprints: Tensor  # (h, k, k, N_BINS)
 
@@ -360,7 +360,7 @@ class Ranking:
             query: The composition.
             known: Its prototypes.
         """
-        keys = prototype_keys(proposals.crystals)
+        keys = arrangement_keys(proposals.crystals)
         of_prior = proposals.source == SOURCES.index("prior")
         log_p = known.log_weight
         sequences, which = torch.cat([known.keys, keys[of_prior]]).unique(return_inverse=True)
@@ -399,7 +399,7 @@ class Ranking:
         network = self.networks["rows" if (templates.formulas != "").any() else "aggregate"]
         with torch.no_grad():
             log_weight = network(describe(templates, query, found)).double().log_softmax(dim=0)
-        return Prototypes(log_weight, prototype_keys(crystals), crystals.space_group, found.fingerprints)
+        return Prototypes(log_weight, arrangement_keys(crystals), crystals.space_group, found.fingerprints)
 
 
 @cache

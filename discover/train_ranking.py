@@ -31,11 +31,11 @@ from discover.ranking import (
     Hypotheses,
     Ranking,
     RankingNetwork,
+    arrangement_keys,
     cover,
     describe,
     hypotheses_of,
     of_prior,
-    prototype_keys,
     save_ranking,
 )
 from discover.structure.fingerprint import match_probability, pairwise_distances
@@ -196,8 +196,8 @@ def fit_pool(
             parts.append(as_proposals(templates, query, found, 0))
         proposals = Proposals.cat(parts)
         elements = crystals.kind_elements[row : row + 1, : len(query.counts), 0]
-        truth = prototype_keys(crystals.realise(torch.tensor([row]), elements)[0])
-        right = (prototype_keys(proposals.crystals) == truth).double() * ranking.reliability
+        truth = arrangement_keys(crystals.realise(torch.tensor([row]), elements)[0])
+        right = (arrangement_keys(proposals.crystals) == truth).double() * ranking.reliability
         if len(known.log_weight):
             same_group = known.space_group == crystals.space_group[row]
             distances = pairwise_distances(known.fingerprints, crystals.fingerprints(query.counts)[place[row]][None])

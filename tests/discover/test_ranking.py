@@ -15,12 +15,12 @@ from discover.ranking import (
     Hypotheses,
     Ranking,
     RankingNetwork,
+    arrangement_keys,
     cover,
     describe,
     hypotheses_of,
     load_ranking,
     propose_templates,
-    prototype_keys,
     save_ranking,
 )
 from discover.templates import Query, Templates, templates_of_data
@@ -98,11 +98,11 @@ def test_greedy_cover_is_near_the_best_of_all_choices() -> None:
 
 def test_keys_do_not_see_the_setting_and_see_the_elements() -> None:
     crystals = crystal_batch(["NaCl", "NaCl shifted", "GaAs", "TiO2", "SrTiO3", "SiO2"])
-    keys = prototype_keys(crystals)
+    keys = arrangement_keys(crystals)
     assert keys[0] == keys[1]
     assert len(keys.unique()) == 5
     last = SYMMETRY.n_alternatives[crystals.space_group - 1] - 1
-    torch.testing.assert_close(prototype_keys(image(crystals, last)), keys)
+    torch.testing.assert_close(arrangement_keys(image(crystals, last)), keys)
 
 
 def test_a_ranking_orders_all_proposals_of_each_composition(templates: Templates, ranking: Ranking) -> None:
