@@ -1,6 +1,5 @@
 """The shipped ensemble: every learned property of a crystal in one pass, calibrated."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +8,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from envs.crystal import CrystalBatch
@@ -18,10 +15,11 @@ from proxies.base import Prediction, ProxyError
 from proxies.calibration import LogitCalibration, StdCalibration
 from proxies.features import Features, featurise
 from proxies.networks import N_OUTPUTS, NetworkConfig, OrbitNetwork
+from proxies.storage import StorageError, WeightFiles
 
 LEARNED = ("formation_energy_per_atom", "band_gap", "e_above_hull")
 WEIGHTS, DESCRIPTION = "ensemble.safetensors", "ensemble.json"
-FORMAT = "crystal-discover property ensemble 1"
+FILES = WeightFiles(WEIGHTS, DESCRIPTION, "crystal-discover property ensemble 1")
 _SHARED = ("properties", "log_volumes", "crystal_mean", "crystal_scale")
 _CHUNK, _SMALLEST_CHUNK = 512, 128  # crystals a pass: activations stay in the cache of one core
 _MIN_LOG_SCALE, _MAX_LOG_SCALE = -6.0, 2.0
@@ -117,14 +115,12 @@ class PropertyEnsemble:
 
     def save(self, folder: Path) -> None:
         """Write weights (half precision) and description into `folder`; each file appears complete or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"shared.{name}": getattr(self.members[0], name).clone() for name in _SHARED}
         for k, member in enumerate(self.members):
             for name, value in member.state_dict().items():
                 if name not in _SHARED:
                     tensors[f"members.{k}.{name}"] = value.half().contiguous()
         description = {
-            "format": FORMAT,
             "n_members": len(self.members),
             "network": asdict(self.members[0].config),
             "calibration": {
@@ -133,13 +129,7 @@ class PropertyEnsemble:
             },
             "facts": self.facts,
         }
-        weights = folder / f"{WEIGHTS}.partial"
-        save_file(tensors, weights)
-        text = folder / f"{DESCRIPTION}.partial"
-        text.write_text(json.dumps(description, indent=1) + "\n")
-        weights.chmod(0o644)  # safetensors writes private files
-        weights.replace(folder / WEIGHTS)
-        text.replace(folder / DESCRIPTION)
+        FILES.write(folder, tensors, description)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -149,15 +139,12 @@ class PropertyEnsemble:
             ProxyError: If a file is missing, truncated or foreign.
         """
         try:
-            description = json.loads((folder / DESCRIPTION).read_text())
-            tensors = load_file(folder / WEIGHTS)
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+            tensors, description = FILES.read(folder)
+        except StorageError as error:
             raise ProxyError(
                 f"{folder} holds no readable proxy ensemble ({error}); retrain with "
                 f"`python -m discover.train what=proxy data=PATH` or reinstall the package"
             ) from error
-        if not isinstance(description, dict) or description.get("format") != FORMAT:
-            raise ProxyError(f"{folder / DESCRIPTION} is not of the format {FORMAT!r}; retrain the proxy")
         try:
             config = NetworkConfig(**description["network"])
             members = [_member(config, tensors, k) for k in range(description["n_members"])]

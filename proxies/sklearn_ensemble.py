@@ -4,7 +4,6 @@ Trees are fitted with scikit-learn and kept as plain arrays, so that nothing has
 depend on the installed version. They do not know what a wrong volume costs beyond what labelled crystals show.
 """
 
-import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from sklearn.ensemble import ExtraTreesRegressor
 from torch import Tensor
 
@@ -23,10 +20,10 @@ from proxies.base import Prediction, ProxyError
 from proxies.calibration import LogitCalibration, StdCalibration
 from proxies.elements import element_properties
 from proxies.features import N_LATTICE_SYSTEMS, N_POINT_SYMMETRIES, featurise, position_table
+from proxies.storage import StorageError, WeightFiles
 from proxies.views import TREES
 
-FORMAT = "crystal-discover tree ensemble 1"
-WEIGHTS, DESCRIPTION = "trees.safetensors", TREES
+FILES = WeightFiles("trees.safetensors", TREES, "crystal-discover tree ensemble 1")
 METAL_GAP = 1e-4  # eV; smaller gaps are metals
 ENERGIES = ("formation_energy_per_atom", "e_above_hull")
 _ARRAYS = ("feature", "threshold", "left", "right", "mean", "variance", "roots")
@@ -169,23 +166,17 @@ class TreeEnsemble:
 
     def save(self, folder: Path) -> None:
         """Write arrays and description into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {"log_volumes": self.log_volumes}
         for name, forest in self.forests.items():
             for array in _ARRAYS:
                 value: Tensor = getattr(forest, array)
                 tensors[f"{name}.{array}"] = value if value.is_floating_point() else value.int()
         description = {
-            "format": FORMAT,
             "forests": list(self.forests),
             "std": {name: item.to_json() for name, item in self.std.items()},
             "metal": self.metal.to_json(),
         }
-        weights, text = folder / f"{WEIGHTS}.partial", folder / f"{DESCRIPTION}.partial"
-        save_file(tensors, weights)
-        text.write_text(json.dumps(description, indent=1) + "\n")
-        weights.replace(folder / WEIGHTS)
-        text.replace(folder / DESCRIPTION)
+        FILES.write(folder, tensors, description)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -195,17 +186,14 @@ class TreeEnsemble:
             ProxyError: If a file is missing, truncated or foreign.
         """
         try:
-            description = json.loads((folder / DESCRIPTION).read_text())
-            tensors = load_file(folder / WEIGHTS)
-            if description["format"] != FORMAT:
-                raise ProxyError(f"{folder / DESCRIPTION} is not of the format {FORMAT!r}; train the trees again")
+            tensors, description = FILES.read(folder)
             forests = {}
             for name in description["forests"]:
                 arrays = {array: tensors[f"{name}.{array}"] for array in _ARRAYS}
                 forests[name] = Forest(**{k: v if v.is_floating_point() else v.long() for k, v in arrays.items()})
             std = {name: StdCalibration.from_json(item) for name, item in description["std"].items()}
             return cls(forests, std, LogitCalibration.from_json(description["metal"]), tensors["log_volumes"])
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError, KeyError, TypeError) as error:
+        except (StorageError, KeyError, TypeError) as error:
             raise ProxyError(f"{folder} holds no readable tree ensemble ({error}); train it again") from error
 
 

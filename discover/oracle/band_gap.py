@@ -4,7 +4,6 @@ The gap oracle of the loop. `GapModel.load()` returns the shipped model; how it 
 trusted is said in `pretrained/BAND_GAP_CARD.md`.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pymatgen.core import Structure
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from discover.oracle.gap_network import (
@@ -27,10 +24,11 @@ from discover.oracle.gap_network import (
     collate,
     describe,
 )
+from proxies.storage import StorageError, WeightFiles
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 WEIGHTS, DESCRIPTION = "band_gap.safetensors", "band_gap.json"
-FORMAT = "crystal-discover band gap model 1"
+FILES = WeightFiles(WEIGHTS, DESCRIPTION, "crystal-discover band gap model 1")
 _BATCH = 64
 _SHARED = ("properties", "feature_mean", "feature_scale")
 
@@ -86,25 +84,17 @@ class GapModel:
 
     def save(self, folder: Path) -> None:
         """Write weights (half precision) and description into `folder`; each file appears complete or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"shared.{name}": getattr(self.members[0], name).clone() for name in _SHARED}
         for k, member in enumerate(self.members):
             for name, value in member.state_dict().items():
                 if name not in _SHARED:
                     tensors[f"members.{k}.{name}"] = value.half().contiguous()
         description = {
-            "format": FORMAT,
             "n_members": len(self.members),
             "network": asdict(self.members[0].config),
             "facts": self.facts,
         }
-        weights = folder / f"{WEIGHTS}.partial"
-        save_file(tensors, weights)
-        text = folder / f"{DESCRIPTION}.partial"
-        text.write_text(json.dumps(description, indent=1) + "\n")
-        weights.chmod(0o644)  # safetensors writes private files
-        weights.replace(folder / WEIGHTS)
-        text.replace(folder / DESCRIPTION)
+        FILES.write(folder, tensors, description)
 
     @classmethod
     def load(cls, folder: Path | None = None) -> Self:
@@ -115,15 +105,12 @@ class GapModel:
         """
         folder = PRETRAINED if folder is None else Path(folder)
         try:
-            description = json.loads((folder / DESCRIPTION).read_text())
-            tensors = load_file(folder / WEIGHTS)
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+            tensors, description = FILES.read(folder)
+        except StorageError as error:
             raise BandGapError(
                 f"{folder} holds no readable gap model ({error}); retrain with "
                 f"`python -m discover.train what=gap data=PATH` or reinstall the package"
             ) from error
-        if not isinstance(description, dict) or description.get("format") != FORMAT:
-            raise BandGapError(f"{folder / DESCRIPTION} is not of the format {FORMAT!r}; retrain the gap model")
         try:
             config = GapNetworkConfig(**description["network"])
             members = [_member(config, tensors, k) for k in range(description["n_members"])]
