@@ -86,14 +86,14 @@ def rounds(
     rate, ends = 100 * np.asarray(hit_rate), 100 * np.asarray([low, high])
     upper.errorbar(numbers, rate, yerr=np.abs(ends - rate), color=TRAINED, marker="o", capsize=3)
     upper.set_ylabel("hits, % of checked")
-    upper.set_ylim(bottom=0)
+    upper.set_ylim(0, 100)
     for (name, values), colour in zip(errors.items(), (TRAINED, ACCENT, PRIOR), strict=False):
         lower.plot(numbers, values, marker="o", color=colour, label=name)
     lower.set_ylim(bottom=0)
     lower.set_ylabel("error of the proxies")
     lower.set_xlabel("round")
     lower.set_xticks(list(numbers))
-    lower.legend(loc="upper right", frameon=False, fontsize=8)
+    lower.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(errors) or 1, frameon=False, fontsize=8)
     return figure
 
 
