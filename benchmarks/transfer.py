@@ -172,7 +172,7 @@ def _plot(table: pd.DataFrame) -> Figure:
     bounds = np.array([wilson_interval(int(row.hits), int(row.checked)) for row in pooled.itertuples()])
     right.plot(rate.index, rate, marker="o", markersize=3)
     right.fill_between(rate.index, bounds[:, 0], bounds[:, 1], alpha=0.2)
-    right.set(xlabel="round", ylabel="share of labels below 0.1 eV/atom above hull", ylim=(0, 1))
+    right.set(xlabel="round", ylabel="labels below 0.1 eV/atom above hull", ylim=(0, 1), xticks=list(rate.index))
     return figure
 
 
