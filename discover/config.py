@@ -25,7 +25,7 @@ TARGET_UNITS = {"bandgap": "eV", "density": "g/cm^3"}
 DEFAULT_ALPHA = 1.0
 DEFAULT_BETA = {"formation_energy": 8.0, "density": 1.0, "bandgap": 4.0}
 DEFAULT_KAPPA = 1.0
-_LOOKS = 8
+_LOOKS_PER_CHECK = 8
 DEFAULT_POINT_TOLERANCE = 0.25  # exp(-8 (y - t)^2), as published
 DEFAULT_WINDOW_TOLERANCE = 0.05
 _TERM = re.compile(r"^(?P<name>[A-Za-z_][\w.]*(?::[A-Za-z_]\w*)?)(?:\^(?P<weight>[0-9.eE+-]+))?$")
@@ -622,7 +622,7 @@ class RunConfig(RewardConfig):
     @property
     def looks_per_check(self) -> int:
         """Candidates that are looked at for each one that is checked, once the defaults are filled in."""
-        by_default = _LOOKS if self.oracle.name == "chgnet" and self.acquire.name != "random" else 1
+        by_default = _LOOKS_PER_CHECK if self.oracle.name == "chgnet" and self.acquire.name != "random" else 1
         return by_default if self.screen.per_check is None else self.screen.per_check
 
     @property
