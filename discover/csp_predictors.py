@@ -11,14 +11,11 @@ from discover.build import build_generator
 from discover.config import EvaluateConfig
 from discover.data import prepare
 from discover.evaluate_csp import Predictor, Queries
-from discover.predict import LATTICE, Sources, predict
+from discover.predict import Sources, flow_for_predictions, predict
 from discover.structure.base import StructureGenerator
 from discover.structure.flow_matching import FlowMatching
 from discover.structure.orbits import to_structures
 from discover.templates import Templates, load_templates, retrieve, templates_of_data
-
-#: Of each structure that is predicted for given letters: two points more match than with one draw of 20 steps.
-_DRAWS, _STEPS = 8, 40
 
 
 @dataclass(frozen=True)
@@ -87,11 +84,11 @@ def predictor_of(config: EvaluateConfig) -> Predictor:
         DataError: If the data set of templates cannot be used.
     """
     if config.given == "wyckoff":
-        return FromWyckoff(FlowMatching.load(lattice="free", n_draws=_DRAWS, n_steps=_STEPS))
+        return FromWyckoff(flow_for_predictions())
     templates = None if config.templates is None else Path(config.templates)
     if config.source == "templates":
         return FromTemplates(load_templates() if templates is None else templates_of_data(prepare(templates)))
     if config.source == "random":
         return FromComposition(Sources.load("generator"), build_generator("random", None))
     source = "templates" if config.source == "ranked" else str(config.source)
-    return FromComposition(Sources.load(source, templates), build_generator("flow", None, lattice=LATTICE))
+    return FromComposition(Sources.load(source, templates), flow_for_predictions())

@@ -20,7 +20,7 @@ import torch
 from pymatgen.core import Structure
 from torch import Tensor
 
-from discover.build import build_generator, build_properties, seeded
+from discover.build import build_properties, seeded
 from discover.candidates import Column, crystal_columns
 from discover.compositions import CompositionError, CompositionQuery, read_query
 from discover.config import PredictConfig
@@ -33,8 +33,9 @@ from discover.proposals import SOURCES, Proposals
 from discover.ranking import Ranking, arrangement_keys, load_ranking, of_prior, propose_templates
 from discover.run_folder import RunFolder, create_run_folder
 from discover.structure.base import NO_COORDINATES, StructureGenerator, with_lattices
-from discover.structure.flow_matching import FlowMatching, LatticeMode
+from discover.structure.flow_matching import SHIPPED, FlowMatching, LatticeMode
 from discover.structure.orbits import to_structures
+from discover.structure.random_baseline import RandomCoordinates
 from discover.structure_files import StructureFormat, write_structures
 from discover.templates import Templates, load_templates, retrieve, templates_of_data
 from envs.crystal import CrystalBatch
@@ -43,7 +44,11 @@ from policies.composition_prior import CompositionPrior, load_composition_prior
 
 USAGE = "python -m discover.predict composition=TiO2 [n_formula_units=2] [space_group=136] [n=20] [output=DIR]"
 CSV = "predictions.csv"
-LATTICE: LatticeMode = "free"  # the prior's own mean lattice, kept or refined, is found again less often
+#: Of each structure that is likely to be the one: two points more match than with one draw of 20 steps.
+_DRAWS, _STEPS = 8, 40
+_LIKELY = 0.1  # probability from which a proposal is worth them
+_SPARING_STEPS = 20  # of one draw for the others, of which there are many
+_LATTICE: LatticeMode = "free"  # the prior's own mean lattice, kept or refined, is found again less often
 _SHOWN = 10
 #: Chance that draw 1, 2, ... of coordinates and lattice is the first to match, letters being right; the second line
 #: where letters leave nothing free but the lattice.
@@ -178,7 +183,7 @@ def predict(
         compositions: {element symbol: atoms in the primitive cell}.
         n: Structures for each.
         sources: Where proposals come from; None: both that ship.
-        generator: Finds coordinates of proposals that have none; None: the flow that ships.
+        generator: Finds coordinates of proposals that have none (see `build`); None: that of `flow_for_predictions`.
         space_groups: The only ones to propose; None: any.
         rng: Of the coordinates; None: seed 0.
     """
@@ -201,7 +206,7 @@ def predict_queries(
     those of `predict`.
     """
     sources = Sources.load() if sources is None else sources
-    generator = build_generator("flow", None, lattice=LATTICE) if generator is None else generator
+    generator = flow_for_predictions() if generator is None else generator
     rng = seeded(0, "predict") if rng is None else rng
     cells = [(row, query.cell(z), share) for row, query in enumerate(queries) for z, share in query.shares.items()]
     proposals, weight = sources.propose([cell for _, cell, _ in cells], n, space_groups=space_groups)
@@ -210,7 +215,7 @@ def predict_queries(
     probability = probability * torch.tensor([share for _, _, share in cells], dtype=torch.float64)[proposals.query]
     kept = _best_of_each(owner, probability, n)
     proposals, owner, probability = proposals.select(kept), owner[kept], probability[kept]
-    structures = build(proposals, draw[kept], generator, rng)
+    structures = build(proposals, probability, draw[kept], generator, rng)
     crystals = with_lattices(proposals.crystals, structures)
     results: list[list[Prediction]] = [[] for _ in queries]
     for row, structure in enumerate(structures):
@@ -226,16 +231,22 @@ def predict_queries(
     return results
 
 
+def flow_for_predictions(stem: Path = SHIPPED) -> FlowMatching:
+    """Return the structure generator that predictions are made with by default, with the weights ``<stem>.*``."""
+    return FlowMatching.load(stem, lattice=_LATTICE, n_draws=_DRAWS, n_steps=_STEPS)
+
+
 def build(
-    proposals: Proposals, draw: Tensor, generator: StructureGenerator, rng: torch.Generator
+    proposals: Proposals, probability: Tensor, draw: Tensor, generator: StructureGenerator, rng: torch.Generator
 ) -> list[Structure | None]:
     """Return the structure of each proposal, in its conventional cell; None where no coordinates were found.
 
     Args:
         proposals: With or without coordinates.
+        probability: (m,) that a proposal is the structure looked for.
         draw: (m,) how many draws of the same letters come before it.
-        generator: Finds missing coordinates. The flow starts a first draw from the mean of the lattices, further ones
-            from all of them.
+        generator: Finds missing coordinates: as it is those of likely proposals, and with one draw of few steps the
+            others. The flow starts a first draw from the mean of the lattices, further ones from all of them.
         rng: Of the coordinates.
     """
     complete = proposals.has_coordinates
@@ -243,9 +254,13 @@ def build(
     found: dict[int, Structure | None] = dict(
         zip(given.tolist(), to_structures(proposals.crystals.select(given), proposals.parameters[given]), strict=True)
     )
-    varied = replace(generator, lattice_temperature=1.0) if isinstance(generator, FlowMatching) else generator
-    for finder, wanted in ((generator, ~complete & (draw == 0)), (varied, ~complete & (draw > 0))):
-        rows = wanted.nonzero().flatten()
+    sparing = varied = generator
+    if isinstance(generator, FlowMatching):
+        sparing = replace(generator, n_draws=1, n_steps=min(generator.n_steps, _SPARING_STEPS))
+        varied = replace(sparing, lattice_temperature=1.0)
+    is_first, is_likely = draw == 0, probability >= _LIKELY
+    for finder, wanted in ((generator, is_first & is_likely), (sparing, is_first & ~is_likely), (varied, ~is_first)):
+        rows = (wanted & ~complete).nonzero().flatten()
         if len(rows):
             found.update(zip(rows.tolist(), finder.generate(proposals.crystals.select(rows), rng), strict=True))
     return [found[row] for row in range(len(proposals))]
@@ -367,6 +382,12 @@ def _warnings_as_lines() -> Iterator[None]:
         print(f"warning: {message}", file=sys.stderr)
 
 
+def _generator_of(config: PredictConfig) -> StructureGenerator:
+    if config.structure == "random":
+        return RandomCoordinates()
+    return flow_for_predictions(SHIPPED if config.flow is None else Path(config.flow) / "flow")
+
+
 def run(config: PredictConfig, argv: Sequence[str]) -> tuple[RunFolder, pd.DataFrame]:
     """Predict what a configuration asks for; return the folder with everything in it, and the table."""
     torch.set_num_threads(config.threads)
@@ -378,7 +399,7 @@ def run(config: PredictConfig, argv: Sequence[str]) -> tuple[RunFolder, pd.DataF
     )
     sources = Sources.load(config.source, None if config.templates is None else Path(config.templates))
     properties = build_properties(config.proxies)
-    generator = build_generator(config.structure, config.flow, lattice=LATTICE)
+    generator = _generator_of(config)
     with _warnings_as_lines():
         (predictions,) = predict_queries(
             [query],

@@ -64,7 +64,8 @@ class FlowMatching:
         anneal: s' of the factor 1 + s' t on the velocity of the parameters (CrystalFlow, equation 25).
         solver: Euler, or Heun's method of second order, which calls the network twice a step.
         repair: Push atoms apart that are closer than 0.75 of the sum of their covalent radii.
-        min_ratio: A structure whose shortest distance is below this multiple of the sum of radii is a failure.
+        min_ratio: A structure whose shortest distance is below this multiple of the sum of radii is a failure; of
+            3,000 materials of the training data the least is 0.47, and one in a thousand lies below 0.61.
     """
 
     network: OrbitFormer
@@ -76,7 +77,7 @@ class FlowMatching:
     anneal: float = 5.0
     solver: Solver = "euler"
     repair: bool = True
-    min_ratio: float = 0.3
+    min_ratio: float = 0.45
 
     @classmethod
     def load(cls, stem: Path = SHIPPED, **settings: Any) -> "FlowMatching":
