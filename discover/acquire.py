@@ -78,6 +78,12 @@ def uncertainty(predictions: Mapping[str, Prediction], names: Sequence[str]) -> 
     return torch.stack(terms).sum(dim=0)
 
 
+def gumbel(n: int, generator: torch.Generator) -> Tensor:
+    """Return (n,) float64 draws of the standard Gumbel distribution, -log(-log u)."""
+    uniform = torch.rand(n, generator=generator, dtype=torch.float64).clamp_min(torch.finfo(torch.float64).tiny)
+    return -(-uniform.log()).log()
+
+
 class Picker:
     """Takes candidates best first, as far as the limits allow, each once.
 

@@ -17,7 +17,7 @@ from pymatgen.core import Structure
 from torch import Tensor
 from tqdm import tqdm
 
-from discover.acquire import Picker, acquisition_scores, uncertainty
+from discover.acquire import Picker, acquisition_scores, gumbel, uncertainty
 from discover.build import Parts, seeded
 from discover.campaign_records import implied_hull, record_of
 from discover.candidates import key_texts
@@ -192,15 +192,18 @@ class Chooser:
     ) -> list[Candidate]:
         """Return the `n` candidates that are best once their structures have been looked at.
 
-        Where too few can be built, more are tried.
+        They are drawn by Gumbel-top-k (Kool et al. 2019, arXiv:1903.06059). Where too few can be built, more are tried.
         """
         per_check = self.config.looks_per_check
+        ranking = score + self.config.screen.temperature * gumbel(
+            len(score), seeded(self.config.seed, f"looked at {self.number}")
+        )
         pool = picker.widened(per_check)
         taken = [candidate.key for candidate in (*self.earlier, *chosen)]
         candidates: dict[int, Candidate] = {}
         n_tried = 0
         while n and len(candidates) < n and n_tried < _MOST_TRIED * n * per_check:
-            rows = _take(pool, score, (n - len(candidates)) * per_check)
+            rows = _take(pool, ranking, (n - len(candidates)) * per_check)
             if not rows:
                 break
             found = lowest_in_energy(

@@ -1,12 +1,13 @@
 """Scores of candidates and the limits under which they are taken."""
 
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 
-from discover.acquire import Picker, acquisition_scores, taken_at, uncertainty
+from discover.acquire import Picker, acquisition_scores, gumbel, taken_at, uncertainty
 from discover.config import RewardConfig
 from discover.properties import Properties
 from discover.reward import build_reward
@@ -98,3 +99,14 @@ def test_uncertainty_compares_properties_in_their_own_units() -> None:
     total = uncertainty(predictions, ["band_gap", "e_above_hull"])
     assert total.tolist() == pytest.approx([2.0, 2.0, 2.0])
     assert math.isfinite(float(total.sum()))
+
+
+def test_gumbel_top_k_draws_without_replacement_in_proportion() -> None:
+    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    orders = [tuple((weights.log() + gumbel(3, generator)).argsort(descending=True).tolist()) for _ in range(4000)]
+    first = Counter(order[0] for order in orders)
+    pairs = Counter(order[:2] for order in orders)
+    for row in range(3):
+        assert first[row] / 4000 == pytest.approx(float(weights[row]), abs=0.03)
+    assert pairs[1, 0] / 4000 == pytest.approx(0.3 * 0.5 / 0.7, abs=0.03)
