@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -45,7 +46,7 @@ class Lesson:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnSettings:
-    """How proxies learn from labels; the defaults were chosen on labelled samples of the untrained sampler."""
+    """How proxies learn from labels; the defaults suit labels that differ little from what the proxies say."""
 
     passes: float = 25.0  # over the labels
     min_steps: int = 60
@@ -58,6 +59,12 @@ class LearnSettings:
     def n_steps(self, n_labels: int) -> int:
         """Return the gradient steps for a number of labels."""
         return min(max(round(self.passes * n_labels / self.batch_size), self.min_steps), self.max_steps)
+
+
+#: For a chemistry that the proxies know nothing of: of 300 nitrides that proxies trained on oxides learn from, others
+#: are predicted to 0.19 eV/atom in place of 0.27. Where the proxies are nearly right it learns the noise.
+LONG = LearnSettings(passes=100.0, min_steps=240, learning_rate=5e-4)
+_ENOUGH, _FOLDS = 20, 5  # formulas from which every fifth says how long to learn
 
 
 class Rehearsal:
@@ -120,19 +127,37 @@ def learn(
         ensemble: Where learning starts.
         lesson: Labels; rows without any are left out.
         rehearsal: What must not be forgotten.
-        settings: None takes the defaults.
+        settings: None: the defaults or `LONG`, whichever lets one member predict a fifth of the formulas better from
+            the others; the defaults where formulas are fewer than twenty.
         seed: Of the batches.
     """
-    settings = settings or LearnSettings()
     known = ~lesson.labels.isnan().all(dim=1)
-    crystals, labels = lesson.crystals.select(known), lesson.labels[known].float()
-    if not len(crystals):
+    lesson = Lesson(lesson.crystals.select(known), lesson.labels[known].float())
+    if not len(lesson):
         return ensemble
+    settings = settings or _suitable(ensemble.members[0], lesson, rehearsal, seed)
     members = [
-        _taught(member, k, crystals, labels, rehearsal, settings, torch.Generator().manual_seed(1000 * seed + k))
+        _taught(member, k, lesson, rehearsal, settings, torch.Generator().manual_seed(1000 * seed + k))
         for k, member in enumerate(ensemble.members)
     ]
-    return PropertyEnsemble(members, ensemble.calibration, {**ensemble.facts, "n_labels_learnt": len(crystals)})
+    steps = settings.n_steps(len(lesson))
+    facts = {**ensemble.facts, "n_labels_learnt": len(lesson), "n_steps_learnt": steps}
+    return PropertyEnsemble(members, ensemble.calibration, facts)
+
+
+def _suitable(member: OrbitNetwork, lesson: Lesson, rehearsal: Rehearsal | DataRehearsal, seed: int) -> LearnSettings:
+    """Return how long to learn: what predicts formulas best that were not learnt from."""
+    formulas = lesson.crystals.formulas()
+    held = torch.tensor([place % _FOLDS == 0 for place in pd.factorize(pd.Series(formulas))[0]])
+    if len(set(formulas)) < _ENOUGH:
+        return LearnSettings()
+    rest = Lesson(lesson.crystals.select(~held), lesson.labels[~held])
+
+    def error(settings: LearnSettings) -> float:
+        taught = _taught(member, 0, rest, rehearsal, settings, torch.Generator().manual_seed(1000 * seed))
+        return float(training_loss(_outputs(taught, lesson.crystals.select(held)), lesson.labels[held], 0.0))
+
+    return min(LearnSettings(), LONG, key=error)
 
 
 def std_factors(ensemble: PropertyEnsemble, newest: Lesson) -> dict[str, float]:
@@ -172,13 +197,13 @@ def scaled(ensemble: PropertyEnsemble, factors: Mapping[str, float]) -> Property
 def _taught(
     member: OrbitNetwork,
     k: int,
-    crystals: CrystalBatch,
-    labels: Tensor,
+    lesson: Lesson,
     rehearsal: Rehearsal | DataRehearsal,
     settings: LearnSettings,
     generator: torch.Generator,
 ) -> OrbitNetwork:
     """Return a copy of member `k` that has seen the labels."""
+    crystals, labels = lesson.crystals, lesson.labels
     network = copy.deepcopy(member).requires_grad_(requires_grad=True)
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)

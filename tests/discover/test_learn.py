@@ -1,8 +1,12 @@
 """Proxies learn from labels, keep what they knew, and know how wrong they were."""
 
+from dataclasses import replace
+
+import pandas as pd
 import pytest
 import torch
 
+from discover import learn as learning
 from discover.learn import LearnSettings, Lesson, Rehearsal, learn, scaled, std_factors
 from discover.train_sampler import draw_crystals
 from envs.crystal import CrystalBatch
@@ -50,6 +54,23 @@ def test_the_same_seed_teaches_the_same_and_the_teacher_stays(ensemble, drawn) -
     first, again = (learn(ensemble, lesson, rehearsal, settings=QUICK, seed=5) for _ in range(2))
     assert torch.equal(first.raw_outputs(drawn).mean[ENERGY], again.raw_outputs(drawn).mean[ENERGY])
     assert torch.equal(ensemble.raw_outputs(drawn).mean[ENERGY], before)
+
+
+@pytest.mark.parametrize("carries_over", [True, False])
+def test_how_long_to_learn_is_found_on_formulas_that_are_held_back(
+    ensemble: PropertyEnsemble, drawn: CrystalBatch, monkeypatch: pytest.MonkeyPatch, carries_over: bool
+) -> None:
+    gentle, long = (replace(QUICK, min_steps=n, max_steps=n, learning_rate=rate) for n, rate in ((4, 2e-4), (40, 1e-3)))
+    monkeypatch.setattr(learning, "LearnSettings", lambda: gentle)
+    monkeypatch.setattr(learning, "LONG", long)
+    few = drawn.select(slice(0, 60))
+    lesson = shifted(ensemble, few, 1.0)
+    if not carries_over:  # every fifth formula contradicts the others
+        held = torch.tensor([place % 5 == 0 for place in pd.factorize(pd.Series(few.formulas()))[0]])
+        lesson = Lesson(few, torch.where(held[:, None], lesson.labels - 2.0, lesson.labels))
+    rehearsal = Rehearsal(drawn, ensemble, torch.Generator().manual_seed(0))
+    steps = learn(ensemble, lesson, rehearsal).facts["n_steps_learnt"]
+    assert steps == (long if carries_over else gentle).min_steps
 
 
 def test_nothing_to_learn_changes_nothing(ensemble, drawn) -> None:
