@@ -6,8 +6,8 @@ Proxies are trained from nothing on a few thousand oxides, the prior on all rows
 composition prior are those that ship: they say where atoms sit, not how stable that is). A campaign with
 `reward=stability` then asks for nitrides and buys CHGNet labels; single points are not asked beforehand, so that all it
 knows of nitrides are its labels. Reported after each round: the error of its proxies on the formation energies of the
-validation rows that hold nitrogen and no oxygen, and the share of its labels below 0.1 eV/atom above hull. What is in
-the output folder already is not done again.
+validation rows that hold nitrogen and no oxygen, and the share of its labels below 0.1 eV/atom above hull, those
+left out that were bought for being uncertain. What is in the output folder already is not done again.
 """
 
 import json
@@ -23,12 +23,13 @@ from pymatgen.core import Composition
 from torch import Tensor
 
 from discover import run
+from discover.choose import EXPLORE
 from discover.data import PreparedData, prepare
 from discover.errors import main_guard
 from discover.metrics.intervals import wilson_interval
 from discover.options import option, parse_args
 from discover.plots import png
-from discover.progress import ROUNDS
+from discover.progress import LABELS
 from discover.run_folder import write_atomic
 from discover.structure_files import read_table
 from discover.train_prior import PriorTraining, train_prior
@@ -53,7 +54,8 @@ class TransferConfig:
     members: int = option(2, "networks of the ensemble")
     prior_minutes: float = option(8.0, "how long the prior is trained")
     rounds: int = option(5, "rounds")
-    budget: int = option(100, "labels over all rounds")
+    budget: int = option(300, "labels over all rounds")
+    explore: float = option(0.3, "share of them for what the proxies are least sure of; none in the last round")
     seeds: int = option(3, "campaigns")
     n_steps: int = option(150, "steps of the sampler in the first round; half as many in later ones")
 
@@ -121,10 +123,12 @@ def _campaign(
             *(f"proxies={output / 'proxies'}", f"prior={output / 'prior'}", f"learn.data={output / 'oxides.csv'}"),
             *(f"rounds={config.rounds}", f"oracle.budget={config.budget}", f"oracle.hull={config.hull}"),
             *(f"train.n_steps={config.n_steps}", f"learn.sampler_steps={config.n_steps // 2}"),
-            *("acquire.new=off", "screen.per_check=1", f"seed={seed}", f"output={folder}"),
+            *(f"acquire.explore={config.explore}", "acquire.new=off", "screen.per_check=1"),
+            *(f"seed={seed}", f"output={folder}"),
         ]
         run.main([f"resume={folder}"] if folder.exists() else words)
-    rounds = pd.read_csv(folder / ROUNDS)
+    labels = pd.read_csv(folder / LABELS)
+    aimed = labels[labels["source"] != EXPLORE]
     crystals, truth = wanted
     rows: list[dict[str, object]] = []
     for number in range(1, config.rounds + 2):
@@ -135,8 +139,12 @@ def _campaign(
         error = (predicted.mean.double() - truth).abs()
         row: dict[str, object] = {"seed": seed, "round": number, "mae": float(error.mean())}
         if number <= config.rounds:
-            this = rounds[rounds["round"] == number].iloc[0]
-            row |= {"checked": int(this["checked"]), "hits": int(this["hits"])}
+            this = aimed[aimed["round"] == number]
+            row |= {
+                "labels": int((labels["round"] < number).sum()),
+                "checked": len(this),
+                "hits": int(this["hit"].sum()),
+            }
         rows.append(row)
     return rows
 
