@@ -103,7 +103,7 @@ def build_parts(config: RunConfig, *, restrictions: Restrictions | None = None) 
 
 
 def build_generator(
-    structure: str | None, flow: str | None, *, lattice: LatticeMode = "fixed", n_draws: int = 1
+    structure: str | None, flow: str | None, *, lattice: LatticeMode = "fixed", n_draws: int = 1, n_steps: int = 20
 ) -> StructureGenerator:
     """Return the structure generator that a command names; a flow of one's own is in the folder `flow`.
 
@@ -111,7 +111,8 @@ def build_generator(
     """
     if structure == "random":
         return RandomCoordinates()
-    return FlowMatching.load(SHIPPED_FLOW if flow is None else Path(flow) / "flow", lattice=lattice, n_draws=n_draws)
+    stem = SHIPPED_FLOW if flow is None else Path(flow) / "flow"
+    return FlowMatching.load(stem, lattice=lattice, n_draws=n_draws, n_steps=n_steps)
 
 
 def build_oracle(config: OracleConfig) -> Oracle:

@@ -755,20 +755,21 @@ class GenerateConfig:
     chemistry: Literal["any", "ionic"] = option("any", "no charge rule, or charge-neutral and Pauling-ordered")
     mixed_valence: bool = option(False, "let one element take two oxidation states (Fe3O4), for chemistry=ionic")
     restrict: RestrictConfig = group(RestrictConfig, "what the crystals may contain")
-    letters: Literal["composition", "prior"] | None = option(
+    letters: Literal["composition", "likeliest", "prior"] | None = option(
         None,
-        "what writes space group and letters: the composition prior, with lattices from the flow (composition), or the "
-        "prior that draws the compositions, with its own lattices (prior); null: composition, or prior where lengths, "
-        "angles or volumes are restricted or structure=random",
+        "what writes space group and letters: the composition prior, with lattices from the flow, drawn (composition) "
+        "or its most probable ones (likeliest), or the prior that draws the compositions, with its own lattices "
+        "(prior); null: composition, or prior where lengths, angles or volumes are restricted or structure=random",
     )
     structure: Literal["flow", "random"] = option(
         "flow", "how coordinates are found: flow (learned) or random (the baseline)"
     )
     predicted: int = option(
         0,
-        "structures that discover.predict adds to each crystal's own, for letters=composition; the one of lowest "
-        "CHGNet energy is kept; 0: no energies are asked",
+        "structures that discover.predict adds to each crystal's own, unless letters=prior; the one of lowest CHGNet "
+        "energy is kept; 0: no energies are asked",
     )
+    draws: int = option(8, "coordinates that the flow draws for each crystal, the best is kept; 1 is six times as fast")
     n_workers: int = option(2, "for predicted: processes that compute energies")
     flow: str | None = option(None, "folder of a flow from discover.train what=flow; null: as shipped")
     format: Literal["cif", "extxyz", "poscar"] = option(
@@ -798,6 +799,10 @@ class GenerateConfig:
         restrict(SPACES["mp20"](), self.restrict.to_restrictions())  # RestrictionError before anything is built
         lattice = [name for name in ("length", "angle", "volume_per_atom") if getattr(self.restrict, name) is not None]
         _require(self.predicted >= 0, f"predicted must be at least 0, got {self.predicted}")
+        _require(self.draws >= 1, f"draws must be at least 1, got {self.draws}")
+        _require(
+            self.structure == "flow" or self.draws == _default(self, "draws"), "draws is of structure=flow; drop it"
+        )
         _require(self.n_workers >= 0, f"n_workers must be at least 0, got {self.n_workers}")
         _require(
             self.predicted > 0 or self.n_workers == 2, "n_workers computes energies for predicted=4 or so; drop it"
@@ -807,11 +812,11 @@ class GenerateConfig:
             object.__setattr__(self, "letters", "prior" if bound else "composition")
         _require(
             self.letters == "prior" or not bound,
-            f"letters=composition leaves the lattice to the flow, but {' and '.join(bound)} needs that of the prior; "
-            "use letters=prior",
+            f"letters={self.letters} leaves the lattice to the flow, but {' and '.join(bound)} needs that of the "
+            "prior; use letters=prior",
         )
         _require(
-            not self.predicted or self.letters == "composition",
+            not self.predicted or self.letters != "prior",
             "predicted structures have letters and cells of their own, which letters=prior, restricted cells and "
             "structure=random rule out; drop predicted",
         )
@@ -903,7 +908,7 @@ class EvaluateConfig:
         "the prior's letters with random coordinates (random); for task=dng: the prior (the default), the prior with "
         "random coordinates (random), or element substitution in training structures (substitution)",
     )
-    letters: Literal["composition", "prior"] | None = option(
+    letters: Literal["composition", "likeliest", "prior"] | None = option(
         None, "for task=dng and source=prior: what writes space group and letters, see discover.generate"
     )
     predicted: int = option(
@@ -999,7 +1004,7 @@ class EvaluateConfig:
         _require(self.predicted >= 0, f"predicted must be at least 0, got {self.predicted}")
         _require(
             not self.predicted or self.run is not None or (self.source == "prior" and self.letters != "prior"),
-            "predicted applies to run=DIR and to source=prior with letters=composition; drop it",
+            "predicted applies to run=DIR and to source=prior without letters=prior; drop it",
         )
         _require(self.n_relax >= 1, f"n_relax must be at least 1, got {self.n_relax}")
         _require(self.hull is not None or self.n_relax == 500, "n_relax needs hull=FOLDER; give it or drop n_relax")

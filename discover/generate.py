@@ -1,7 +1,8 @@
 """``python -m discover.generate n=1000``: crystals of the shipped priors, without any reward, as full structures.
 
-The prior draws a crystal. Of it, ``letters=composition`` keeps the composition alone: the composition prior writes
-space group and letters anew, and the flow finds the lattice along with the coordinates. ``letters=prior`` keeps all.
+The prior draws a crystal. Of it, ``letters=composition`` keeps the composition alone: the composition prior draws
+space group and letters anew, and the flow finds the lattice along with the coordinates. ``letters=likeliest`` takes
+the composition prior's most probable ones, which are stable more often and vary less. ``letters=prior`` keeps all.
 Rows are consecutive draws: nothing is ranked, dropped or drawn again, and a crystal without a structure keeps its row.
 """
 
@@ -29,7 +30,7 @@ from discover.options import help_text, parse_args
 from discover.properties import Properties
 from discover.run_folder import RunFolder, create_run_folder
 from discover.structure.base import NO_COORDINATES, StructureGenerator, with_lattices
-from discover.structure.flow_matching import LatticeMode
+from discover.structure.flow_matching import CAREFUL_DRAWS, CAREFUL_STEPS, LatticeMode
 from discover.structure_files import StructureFormat, write_structures
 from discover.structure_search import lowest_in_energy
 from discover.train_sampler import draw_crystals
@@ -42,7 +43,7 @@ from policies.pretrained import SHIPPED, Prior, load_policy, load_prior
 USAGE = "python -m discover.generate n=1000 ['restrict.elements=[Fe,O]'] [output=DIR]"
 FAILURE = "failure"  # column of the table: why a row has no structure, empty where it has one
 _BATCH = 1000  # the first crystals of a longer run with the same seed are those of a shorter one
-Letters = Literal["composition", "prior"]
+Letters = Literal["composition", "likeliest", "prior"]
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,15 @@ def generate(
         prior: What to draw from; None: the prior that ships, over crystals of any chemistry.
         letters: What writes space group and letters; None: see `default_letters`.
         restrictions: What the crystals may contain; None leaves the prior as it is, rare elements included.
-        generator: Finds coordinates, and lattices with ``letters="composition"``; None: the flow that ships.
+        generator: Finds coordinates, and lattices unless ``letters="prior"``; None: the flow that ships, the best of
+            eight draws.
         predicted: Structures that `discover.predict` adds to each crystal's own; the one of lowest CHGNet energy is
             kept. 0 asks for no energies.
         n_workers: Processes that compute them.
         seed: Of the crystals and of their coordinates.
 
     Raises:
-        ConfigError: If lattices are restricted and ``letters="composition"``, or `predicted` is asked without it.
+        ConfigError: If lattices are restricted or `predicted` is asked, against ``letters``.
     """
     batches = list(
         generate_batches(
@@ -126,21 +128,21 @@ def generate_batches(
     """Yield what `generate` returns, a thousand crystals at a time, with progress."""
     prior = _shipped() if prior is None else prior
     letters = default_letters(restrictions, generator) if letters is None else letters
-    rewrite = letters == "composition"
+    rewrite = letters != "prior"
     if rewrite and restrictions is not None and restrictions.binds_cells:
         raise ConfigError(
-            "letters=composition leaves the lattice to the flow, which no restriction binds; use letters=prior, or "
+            f"letters={letters} leaves the lattice to the flow, which no restriction binds; use letters=prior, or "
             "drop the restriction of lengths, angles or volumes"
         )
     if predicted and not rewrite:
         raise ConfigError("predicted structures have letters and cells of their own, which letters=prior rules out")
     if generator is None:
-        generator = build_generator("flow", None, lattice="free" if rewrite else "fixed")
+        generator = careful_generator("flow", None, letters, CAREFUL_DRAWS)
     env = environment(prior, restrictions)
     draws = seeded(seed, "generate")
     with tqdm(total=n, desc="generating", unit="crystal", disable=None, file=sys.stderr) as bar:
         for index, (crystals, log_prob) in enumerate(draw_crystals(env, prior.policy, n, draws, batch_size=_BATCH)):
-            drawn = _rewritten(env, crystals, seeded(seed, f"letters {index}")) if rewrite else crystals
+            drawn = _rewritten(env, crystals, letters, seeded(seed, f"letters {index}")) if rewrite else crystals
             rng = seeded(seed, f"structures {index}")
             if predicted:
                 yield searched(drawn, env, generator, generator, predicted, rng, n_workers=n_workers)
@@ -176,16 +178,23 @@ def searched(
     return Generated(CrystalBatch.cat(rows), None, structures)
 
 
-def _rewritten(env: CrystalEnv, crystals: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
+def _rewritten(env: CrystalEnv, crystals: CrystalBatch, letters: Letters, generator: torch.Generator) -> CrystalBatch:
     """Return crystals of the same compositions with space group and letters from the composition prior."""
-    groups = sorted(env.space_groups)
-    drawn = load_composition_prior().sample(cell_contents(crystals), 1, generator, space_groups=groups)
-    return drawn.crystals
+    prior, contents, groups = load_composition_prior(), cell_contents(crystals), sorted(env.space_groups)
+    if letters == "likeliest":
+        return prior.propose(contents, 1, space_groups=groups).crystals
+    return prior.sample(contents, 1, generator, space_groups=groups).crystals
 
 
 @cache
 def _shipped() -> Prior:
     return load_prior("any")
+
+
+def careful_generator(structure: str | None, flow: str | None, letters: Letters, draws: int) -> StructureGenerator:
+    """Return what finds coordinates, and lattices too unless they are the prior's."""
+    lattice: LatticeMode = "fixed" if letters == "prior" else "free"
+    return build_generator(structure, flow, lattice=lattice, n_draws=draws, n_steps=CAREFUL_STEPS)
 
 
 def environment(prior: Prior, restrictions: Restrictions | None) -> CrystalEnv:
@@ -246,8 +255,7 @@ def main(words: Sequence[str]) -> None:
     prior = Prior(policy, config.chemistry, mixed_valence=config.mixed_valence)
     restrictions = config.restrict.to_restrictions()
     properties = build_properties(config.proxies)
-    lattice: LatticeMode = "free" if config.letters == "composition" else "fixed"
-    generator = build_generator(config.structure, config.flow, lattice=lattice)
+    generator = careful_generator(config.structure, config.flow, config.letters or "composition", config.draws)
     environment(prior, restrictions)  # before the folder, so that restrictions that leave nothing leave no folder
     folder = create_run_folder(config, name="generate", output=config.output, argv=list(words))
     generated = generate(

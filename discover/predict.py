@@ -33,7 +33,7 @@ from discover.proposals import SOURCES, Proposals
 from discover.ranking import Ranking, arrangement_keys, load_ranking, of_prior, propose_templates
 from discover.run_folder import RunFolder, create_run_folder
 from discover.structure.base import NO_COORDINATES, StructureGenerator, with_lattices
-from discover.structure.flow_matching import SHIPPED, FlowMatching, LatticeMode
+from discover.structure.flow_matching import CAREFUL_DRAWS, CAREFUL_STEPS, SHIPPED, FlowMatching, LatticeMode
 from discover.structure.orbits import to_structures
 from discover.structure.random_baseline import RandomCoordinates
 from discover.structure_files import StructureFormat, write_structures
@@ -44,9 +44,7 @@ from policies.composition_prior import CompositionPrior, load_composition_prior
 
 USAGE = "python -m discover.predict composition=TiO2 [n_formula_units=2] [space_group=136] [n=20] [output=DIR]"
 CSV = "predictions.csv"
-#: Of each structure that is likely to be the one: two points more match than with one draw of 20 steps.
-_DRAWS, _STEPS = 8, 40
-_LIKELY = 0.1  # probability from which a proposal is worth them
+_LIKELY = 0.1  # probability from which a proposal is worth several draws
 _SPARING_STEPS = 20  # of one draw for the others, of which there are many
 _LATTICE: LatticeMode = "free"  # the prior's own mean lattice, kept or refined, is found again less often
 _SHOWN = 10
@@ -233,7 +231,7 @@ def predict_queries(
 
 def flow_for_predictions(stem: Path = SHIPPED) -> FlowMatching:
     """Return the structure generator that predictions are made with by default, with the weights ``<stem>.*``."""
-    return FlowMatching.load(stem, lattice=_LATTICE, n_draws=_DRAWS, n_steps=_STEPS)
+    return FlowMatching.load(stem, lattice=_LATTICE, n_draws=CAREFUL_DRAWS, n_steps=CAREFUL_STEPS)
 
 
 def build(

@@ -18,6 +18,7 @@ from discover.structure.random_baseline import RandomCoordinates
 from envs.crystal import CrystalBatch
 from envs.errors import RestrictionError
 from envs.restrictions import Restrictions
+from policies.composition_prior import load_composition_prior
 
 FEW = Restrictions(elements=["Na", "Mg", "O", "Cl"], crystal_systems=["cubic"], n_elements=[2, 2])
 
@@ -63,6 +64,18 @@ def test_letters_written_for_the_composition_obey_the_restrictions_and_keep_the_
     assert len(drawn.failures) < 5
     for structure, formula in zip(drawn.structures, plain.crystals.formulas(), strict=True):
         assert structure is None or structure.composition.reduced_formula == formula
+
+
+def test_likeliest_letters_are_at_least_as_probable_as_drawn_ones() -> None:
+    drawn, likeliest = (
+        generate(20, letters=letters, restrictions=FEW).crystals for letters in ("composition", "likeliest")
+    )
+    assert likeliest.formulas() == drawn.formulas()
+    assert bool((likeliest.space_group >= 195).all())
+    prior = load_composition_prior()
+    gain = prior.log_prob(likeliest) - prior.log_prob(drawn)
+    assert float(gain.mean()) > 0.1
+    assert float(gain.min()) > -0.1
 
 
 def test_lattices_that_are_restricted_are_those_of_the_prior() -> None:
@@ -117,6 +130,9 @@ def test_the_command_writes_a_table_and_structures(file_format: str, tmp_path: P
         (["restrict.required=[O]", "restrict.exclude=[O]"], RestrictionError, "contradicts"),
         (["restrict.elements=[O]", "chemistry=ionic"], RestrictionError, r"no charge-neutral.* composition of O"),
         (["letters=composition", "structure=random"], ConfigError, "structure=random needs that of the prior"),
+        (["letters=likeliest", "restrict.length=[3,9]"], ConfigError, "restrict.length needs that of the prior"),
+        (["draws=0"], ConfigError, "draws must be at least 1"),
+        (["draws=2", "structure=random"], ConfigError, "draws is of structure=flow"),
         (["format=pdb"], ConfigError, "format takes one of"),
     ],
 )
