@@ -1,9 +1,9 @@
 """What a single point of a built structure says of how it will relax, put together with what the proxies say.
 
 The proxies see no coordinates, a single point sees nothing else. The tables below are means and standard deviations of
-1,104 crystals of the untrained sampler (`discover.generate chemistry=ionic letters=prior seed=77`, four draws each)
-before and after a relaxation with CHGNet, by the energy above hull as built: the further above the hull a structure is
-as built, the more it falls, and the wider its gap opens. Structures that were chosen for their predictions differ from
+1,104 crystals of the untrained sampler before and after a relaxation with CHGNet (`benchmarks.prior_labels`), by the
+energy above hull as built: the further above the hull a structure is as built, the more it falls, and the wider its gap
+opens. Structures that were chosen for their predictions differ from
 those; what a campaign has labelled corrects the tables (`Trust`).
 """
 
