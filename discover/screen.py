@@ -3,8 +3,8 @@
 The proxies see no coordinates, a single point sees nothing else. The tables below are means and standard deviations of
 1,104 crystals of the untrained sampler before and after a relaxation with CHGNet (`benchmarks.prior_labels`), by the
 energy above hull as built: the further above the hull a structure is as built, the more it falls, and the wider its gap
-opens. Structures that were chosen for their predictions differ from
-those; what a campaign has labelled corrects the tables (`Trust`).
+opens. Structures that were chosen for their predictions differ from those; what a campaign has labelled corrects the
+tables (`Trust`).
 """
 
 import math
