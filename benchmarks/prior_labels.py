@@ -3,9 +3,9 @@
     python -m benchmarks.prior_labels n=1000 hull=HULL output=FOLDER
 
 Crystals of the untrained ionic prior are built as in a run and relaxed with CHGNet; each ends as a line of
-labels.jsonl, and what is there is not done again. Printed: energies above hull before and after, from which the tables
-of `discover.screen` are taken, by how much gaps open, and the errors of the proxies that ship on every fifth formula,
-before and after they have learnt from the others.
+labels-SEED.jsonl, and what is there is not done again. Printed: energies above hull before and after (those of
+n=1110 are the first tables of `discover.screen`, the scatter of the extremes cut), by how much gaps open, and the errors
+of the proxies that ship on every fifth formula, before and after they have learnt from the others.
 """
 
 import json
@@ -48,7 +48,7 @@ class PriorLabelsConfig:
 
     n: int = option(1000, "crystals of the prior")
     hull: str = option("", "CSV file of formulas and formation energies, or folder with it")
-    output: str = option("", "folder for labels.jsonl")
+    output: str = option("", "folder for labels-SEED.jsonl")
     n_workers: int = option(2, "processes that relax")
     seed: int = option(77, "random seed of the crystals")
 
@@ -57,10 +57,11 @@ def main(words: Sequence[str]) -> None:
     """Label what is missing, then print the tables and what the proxies learn."""
     config = parse_args(PriorLabelsConfig, words)
     torch.set_num_threads(1)
-    path = Path(config.output) / "labels.jsonl"
+    path = Path(config.output) / f"labels-{config.seed}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     _label(config, path)
-    rows = [row for row in _read(path) if row["relaxed"] is not None and row["formation_energy"] is not None]
+    lines = [row for row in _read(path) if row["row"] < config.n]
+    rows = [row for row in lines if row["relaxed"] is not None and row["formation_energy"] is not None]
     hull, built = Hull.load(config.hull), [Structure.from_dict(row["built"]) for row in rows]
     compositions = [structure.composition for structure in built]
     before = hull.e_above_hull(compositions, [row["initial_formation_energy"] for row in rows])
@@ -88,6 +89,7 @@ def _label(config: PriorLabelsConfig, path: Path) -> None:
         structures = [drawn.structures[row] for row in rows]
         found = relax(structures, n_workers=config.n_workers)
         with path.open("a", encoding="utf-8") as file:
+            file.write("\n")  # ends a line that a kill cut short
             for row, structure, item in zip(rows, structures, found, strict=True):
                 line = {
                     "row": row,
@@ -111,7 +113,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except json.JSONDecodeError:  # empty or cut short
             continue
     return rows
 

@@ -123,7 +123,8 @@ def _campaign(
             *(f"proxies={output / 'proxies'}", f"prior={output / 'prior'}", f"learn.data={output / 'oxides.csv'}"),
             *(f"rounds={config.rounds}", f"oracle.budget={config.budget}", f"oracle.hull={config.hull}"),
             *(f"train.n_steps={config.n_steps}", f"learn.sampler_steps={config.n_steps // 2}"),
-            *(f"acquire.explore={config.explore}", "acquire.new=off", "screen.per_check=1"),
+            *([f"acquire.explore={config.explore}"] if config.rounds > 1 else []),
+            *("acquire.new=off", "screen.per_check=1"),
             *(f"seed={seed}", f"output={folder}"),
         ]
         run.main([f"resume={folder}"] if folder.exists() else words)
@@ -137,14 +138,11 @@ def _campaign(
             continue
         predicted = load_ensemble(weights).predict_all(crystals)[_ENERGY]
         error = (predicted.mean.double() - truth).abs()
-        row: dict[str, object] = {"seed": seed, "round": number, "mae": float(error.mean())}
+        n_labels = int((labels["round"] < number).sum())
+        row: dict[str, object] = {"seed": seed, "round": number, "labels": n_labels, "mae": float(error.mean())}
         if number <= config.rounds:
             this = aimed[aimed["round"] == number]
-            row |= {
-                "labels": int((labels["round"] < number).sum()),
-                "checked": len(this),
-                "hits": int(this["hit"].sum()),
-            }
+            row |= {"checked": len(this), "hits": int(this["hit"].sum())}
         rows.append(row)
     return rows
 

@@ -17,7 +17,7 @@ from pymatgen.core import Structure
 from torch import Tensor
 from tqdm import tqdm
 
-from discover.acquire import Picker, acquisition_scores, gumbel, uncertainty
+from discover.acquire import Picker, acquisition_scores, drawn_ranking, uncertainty
 from discover.build import Parts, seeded
 from discover.campaign_records import implied_hull, record_of
 from discover.candidates import key_texts
@@ -192,12 +192,11 @@ class Chooser:
     ) -> list[Candidate]:
         """Return the `n` candidates that are best once their structures have been looked at.
 
-        They are drawn by Gumbel-top-k (Kool et al. 2019, arXiv:1903.06059). Where too few can be built, more are tried.
+        What is looked at is drawn. Where too few can be built, more are tried.
         """
         per_check = self.config.looks_per_check
-        ranking = score + self.config.screen.temperature * gumbel(
-            len(score), seeded(self.config.seed, f"looked at {self.number}")
-        )
+        draws = seeded(self.config.seed, f"looked at {self.number}")
+        ranking = drawn_ranking(score, n * per_check, self.config.screen.temperature, draws)
         pool = picker.widened(per_check)
         taken = [candidate.key for candidate in (*self.earlier, *chosen)]
         candidates: dict[int, Candidate] = {}

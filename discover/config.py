@@ -435,9 +435,9 @@ class ScreenConfig:
         4, "structures that discover.predict adds to the sampler's own before a look; 0: none, as with restricted cells"
     )
     temperature: float = option(
-        0.5,
-        "what is looked at is drawn with probability exp(acquisition / temperature), so that runs of other seeds look "
-        "at other candidates; 0: the best by acquisition",
+        2.5,
+        "how far what is looked at is from the best by acquisition, in standard deviations of their scores; drawn, so "
+        "that runs of other seeds look at other candidates; 0: the best",
     )
 
     def __post_init__(self) -> None:
@@ -867,7 +867,7 @@ _EVALUATE_TAKES: dict[str, tuple[str, ...]] = {
     "gap": ("data", "weights", "output", "n_workers"),
     "csp": ("data", "n", "k", "given", "source", "templates", "output", "n_workers"),
     "dng": (
-        *("reference", "n", "train_data", "hull", "n_relax", "source", "letters", "predicted", "run"),
+        *("reference", "n", "train_data", "hull", "n_relax", "source", "letters", "draws", "predicted", "run"),
         *("structures", "output", "n_workers"),
     ),
 }
@@ -911,6 +911,7 @@ class EvaluateConfig:
     letters: Literal["composition", "likeliest", "prior"] | None = option(
         None, "for task=dng and source=prior: what writes space group and letters, see discover.generate"
     )
+    draws: int = option(8, "for task=dng and source=prior: draws of coordinates, see discover.generate")
     predicted: int = option(
         0, "for task=dng with source=prior or run: structures added to each crystal's own, see discover.generate"
     )
@@ -1000,6 +1001,10 @@ class EvaluateConfig:
         _require(
             self.letters is None or self.source == "prior",
             "letters applies to source=prior; drop it",
+        )
+        _require(self.draws >= 1, f"draws must be at least 1, got {self.draws}")
+        _require(
+            self.draws == _default(self, "draws") or self.source == "prior", "draws applies to source=prior; drop it"
         )
         _require(self.predicted >= 0, f"predicted must be at least 0, got {self.predicted}")
         _require(

@@ -22,7 +22,7 @@ from discover.build import seeded
 from discover.config import EvaluateConfig, SampleConfig
 from discover.data import Orbits, PreparedData, batch_orbits, orbits_of_structure, prepare
 from discover.errors import ConfigError, DataError
-from discover.generate import generate, searched
+from discover.generate import careful_generator, generate, searched
 from discover.metrics import coverage, distributions, stability
 from discover.metrics.description import Descriptions, describe, describe_file
 from discover.metrics.novelty_uniqueness import novel_structures, unique_structures
@@ -169,8 +169,8 @@ def draw_sample(config: EvaluateConfig, training: Training | None, hull: Hull | 
         name = config.source
     else:
         random = config.source == "random"
-        generator = RandomCoordinates() if random else None
-        letters = "prior" if random else config.letters
+        letters = "prior" if random else config.letters or "composition"
+        generator = RandomCoordinates() if random else careful_generator("flow", None, letters, config.draws)
         structures = generate(
             config.n,
             letters=letters,
@@ -179,7 +179,7 @@ def draw_sample(config: EvaluateConfig, training: Training | None, hull: Hull | 
             n_workers=config.n_workers,
             seed=config.seed,
         ).structures
-        name = "prior, random coordinates" if random else f"prior, letters={letters or 'composition'}"
+        name = "prior, random coordinates" if random else f"prior, letters={letters}, best of {config.draws} draws"
     if config.predicted:
         name += f", the lowest in energy of these and {config.predicted} predicted"
     return Sample(name, structures, _cpu_seconds() - start)

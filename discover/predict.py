@@ -48,8 +48,8 @@ _LIKELY = 0.1  # probability from which a proposal is worth several draws
 _SPARING_STEPS = 20  # of one draw for the others, of which there are many
 _LATTICE: LatticeMode = "free"  # the prior's own mean lattice, kept or refined, is found again less often
 _SHOWN = 10
-#: Chance that draw 1, 2, ... of coordinates and lattice is the first to match, letters being right; the second line
-#: where letters leave nothing free but the lattice.
+#: Chance that draw 1, 2, ... of coordinates and lattice, each a single one, is the first to match, letters being right;
+#: the second line where letters leave nothing free but the lattice.
 _GAINS = (0.72, 0.06, 0.05, 0.017, 0.014, 0.012)
 _GAINS_RIGID = (0.99, 1e-3, 1e-3, 1e-4, 1e-4, 1e-4)
 _RELAX_STEPS = 50  # of CHGNet, which puts most proposals in their order and costs seconds each
@@ -213,7 +213,9 @@ def predict_queries(
     probability = probability * torch.tensor([share for _, _, share in cells], dtype=torch.float64)[proposals.query]
     kept = _best_of_each(owner, probability, n)
     proposals, owner, probability = proposals.select(kept), owner[kept], probability[kept]
-    structures = build(proposals, probability, draw[kept], generator, rng)
+    # The first of a composition counts most, however unsure it is.
+    is_likely = (probability >= _LIKELY) | (torch.cat([torch.tensor([-1]), owner[:-1]]) != owner)
+    structures = build(proposals, is_likely, draw[kept], generator, rng)
     crystals = with_lattices(proposals.crystals, structures)
     results: list[list[Prediction]] = [[] for _ in queries]
     for row, structure in enumerate(structures):
@@ -235,16 +237,16 @@ def flow_for_predictions(stem: Path = SHIPPED) -> FlowMatching:
 
 
 def build(
-    proposals: Proposals, probability: Tensor, draw: Tensor, generator: StructureGenerator, rng: torch.Generator
+    proposals: Proposals, is_likely: Tensor, draw: Tensor, generator: StructureGenerator, rng: torch.Generator
 ) -> list[Structure | None]:
     """Return the structure of each proposal, in its conventional cell; None where no coordinates were found.
 
     Args:
         proposals: With or without coordinates.
-        probability: (m,) that a proposal is the structure looked for.
+        is_likely: (m,) bool, proposals that are worth the generator's own draws and steps.
         draw: (m,) how many draws of the same letters come before it.
-        generator: Finds missing coordinates: as it is those of likely proposals, and with one draw of few steps the
-            others. The flow starts a first draw from the mean of the lattices, further ones from all of them.
+        generator: Finds missing coordinates: as it is those of likely proposals, a flow with one draw of few steps the
+            others. It starts a first draw from the mean of the lattices, further ones from all of them.
         rng: Of the coordinates.
     """
     complete = proposals.has_coordinates
@@ -256,7 +258,7 @@ def build(
     if isinstance(generator, FlowMatching):
         sparing = replace(generator, n_draws=1, n_steps=min(generator.n_steps, _SPARING_STEPS))
         varied = replace(sparing, lattice_temperature=1.0)
-    is_first, is_likely = draw == 0, probability >= _LIKELY
+    is_first = draw == 0
     for finder, wanted in ((generator, is_first & is_likely), (sparing, is_first & ~is_likely), (varied, ~is_first)):
         rows = (wanted & ~complete).nonzero().flatten()
         if len(rows):

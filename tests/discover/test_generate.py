@@ -14,6 +14,7 @@ from discover.data import prepare
 from discover.errors import ConfigError
 from discover.generate import FAILURE, Generated, generate
 from discover.structure.base import NO_COORDINATES, StructureGenerator
+from discover.structure.flow_matching import FlowMatching
 from discover.structure.random_baseline import RandomCoordinates
 from envs.crystal import CrystalBatch
 from envs.errors import RestrictionError
@@ -119,6 +120,19 @@ def test_the_command_writes_a_table_and_structures(file_format: str, tmp_path: P
         assert sorted(file.stem for file in folder.iterdir()) == built
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["n"], result["structures"]) == (12, len(built))
+
+
+@pytest.mark.parametrize(("letters", "lattice"), [("prior", "fixed"), ("likeliest", "free")])
+def test_draws_reach_the_flow(letters, lattice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def record(self: FlowMatching, crystals: CrystalBatch, _: torch.Generator) -> list[Structure | None]:
+        asked.append((self.n_draws, self.n_steps, self.lattice))
+        return [None] * len(crystals)
+
+    monkeypatch.setattr(FlowMatching, "generate", record)
+    command.main(["n=3", "draws=3", f"letters={letters}", f"output={tmp_path / 'run'}"])
+    assert asked == [(3, 40, lattice)]
 
 
 @pytest.mark.parametrize(

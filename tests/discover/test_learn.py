@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from discover import learn as learning
-from discover.learn import LearnSettings, Lesson, Rehearsal, learn, scaled, std_factors
+from discover.learn import LONG, LearnSettings, Lesson, Rehearsal, learn, scaled, std_factors
 from discover.train_sampler import draw_crystals
 from envs.crystal import CrystalBatch
 from policies.pretrained import load_prior
@@ -71,6 +71,32 @@ def test_how_long_to_learn_is_found_on_formulas_that_are_held_back(
     rehearsal = Rehearsal(drawn, ensemble, torch.Generator().manual_seed(0))
     steps = learn(ensemble, lesson, rehearsal).facts["n_steps_learnt"]
     assert steps == (long if carries_over else gentle).min_steps
+
+
+def test_learning_that_diverges_is_not_chosen_and_gaps_of_metals_do_not_count(
+    ensemble: PropertyEnsemble, drawn: CrystalBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = drawn.select(slice(0, 60))
+    rehearsal = Rehearsal(drawn, ensemble, torch.Generator().manual_seed(0))
+    gap = torch.zeros(60, dtype=torch.float64)
+    lesson = Lesson(few, torch.stack([torch.full_like(gap, torch.nan)] * 2 + [gap], dim=1).float())
+    said = {"gentle": 1.0, "long": 1.0}
+
+    def taught(member, k, lesson, rehearsal, settings, generator):  # noqa: ANN202, ARG001
+        return "long" if settings is LONG else "gentle"
+
+    def outputs(network, crystals):  # noqa: ANN202
+        return torch.full((len(crystals), 7), said[network])
+
+    monkeypatch.setattr(learning, "_taught", taught)
+    monkeypatch.setattr(learning, "_outputs", outputs)
+    said["long"] = 0.1  # nearer to the zeros of metals, of which the network says what a non-metal would have
+    assert learning._suitable(ensemble.members[0], lesson, rehearsal, 0) == LearnSettings()
+    wide = Lesson(few, lesson.labels + torch.linspace(1.0, 2.0, 60)[:, None])
+    said["long"] = 1.5
+    assert learning._suitable(ensemble.members[0], wide, rehearsal, 0) is LONG
+    said["long"] = torch.nan
+    assert learning._suitable(ensemble.members[0], wide, rehearsal, 0) == LearnSettings()
 
 
 def test_nothing_to_learn_changes_nothing(ensemble, drawn) -> None:

@@ -168,7 +168,9 @@ class NothingForTitanium(RandomCoordinates):
 def test_coordinates_are_sought_where_a_source_gives_none() -> None:
     proposals = proposals_without_coordinates(["NaCl", "TiO2", "GaAs"])
     proposals.parameters[0] = 0.0  # rock salt has no free parameter, so these are coordinates
-    structures = build(proposals, torch.ones(3), torch.zeros(3), NothingForTitanium(), torch.Generator().manual_seed(0))
+    structures = build(
+        proposals, torch.ones(3).bool(), torch.zeros(3), NothingForTitanium(), torch.Generator().manual_seed(0)
+    )
     assert StructureMatcher().fit(structures[0], rock_salt())
     assert structures[1] is None
     assert structures[2].composition.reduced_formula == "GaAs"
@@ -184,7 +186,7 @@ def test_likely_proposals_get_more_draws_of_more_steps(monkeypatch: pytest.Monke
     monkeypatch.setattr(FlowMatching, "generate", record)
     proposals = proposals_without_coordinates(["NaCl", "TiO2", "GaAs"])
     flow, groups = flow_for_predictions(), proposals.crystals.space_group.tolist()
-    build(proposals, torch.tensor([0.6, 0.02, 0.3]), torch.tensor([0, 0, 1]), flow, torch.Generator().manual_seed(0))
+    build(proposals, torch.tensor([True, False, True]), torch.tensor([0, 0, 1]), flow, torch.Generator().manual_seed(0))
     assert asked == [(groups[:1], 8, 40, 0.0), (groups[1:2], 1, 20, 0.0), (groups[2:], 1, 20, 1.0)]
 
 
