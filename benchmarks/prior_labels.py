@@ -4,8 +4,8 @@
 
 Crystals of the untrained ionic prior are built as in a run and relaxed with CHGNet; each ends as a line of
 labels-SEED.jsonl, and what is there is not done again. Printed: energies above hull before and after (those of
-n=1110 are the first tables of `discover.screen`, the scatter of the extremes cut), by how much gaps open, and the errors
-of the proxies that ship on every fifth formula, before and after they have learnt from the others.
+n=1110 are the first tables of `discover.screen`, the scatter of the extremes cut), by how much gaps open, and the
+errors of the proxies that ship on every fifth formula, before and after they have learnt from the others.
 """
 
 import json

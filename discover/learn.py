@@ -63,8 +63,8 @@ class LearnSettings:
         return min(max(round(self.passes * n_labels / self.batch_size), self.min_steps), self.max_steps)
 
 
-#: Four times as long and bolder, for a chemistry that the proxies know nothing of: where proxies trained on oxides learn
-#: from 300 nitrides, others are predicted to 0.19 eV/atom in place of 0.27. Where they are nearly right it learns noise.
+#: Four times as long and bolder, for a chemistry that the proxies know nothing of: when proxies trained on oxides learn
+#: from 300 nitrides, the error on others is 0.19 eV/atom in place of 0.27. Where they are nearly right it learns noise.
 LONG = LearnSettings(passes=100.0, min_steps=240, max_steps=2400, learning_rate=5e-4)
 _ENOUGH, _FOLDS, _USED_FOLDS = 20, 5, 2  # formulas from which two fifths, one after the other, say how long to learn
 
