@@ -78,27 +78,6 @@ def uncertainty(predictions: Mapping[str, Prediction], names: Sequence[str]) -> 
     return torch.stack(terms).sum(dim=0)
 
 
-def drawn_ranking(score: Tensor, n: int, temperature: float, generator: torch.Generator) -> Tensor:
-    """Return (m,) a ranking whose first `n` are drawn without replacement, the better ones more often.
-
-    A row comes first with a probability proportional to exp(score / (temperature * spread)), where the spread is the
-    standard deviation of the `n` highest scores, so that scores may be of any scale (Gumbel-top-k, Kool et al. 2019,
-    arXiv:1903.06059).
-
-    Args:
-        score: (m,) higher is better; rows of -inf stay last.
-        n: How many are wanted.
-        temperature: 0 ranks by score.
-        generator: Of the draw.
-    """
-    best = score.topk(min(n, len(score))).values
-    best = best[best.isfinite()]
-    spread = float(best.std(correction=0)) if len(best) else 0.0
-    uniform = torch.rand(len(score), generator=generator, dtype=torch.float64)
-    gumbel = -(-uniform.clamp_min(torch.finfo(torch.float64).tiny).log()).log()
-    return score + temperature * spread * gumbel
-
-
 class Picker:
     """Takes candidates best first, as far as the limits allow, each once.
 

@@ -17,7 +17,7 @@ from pymatgen.core import Structure
 from torch import Tensor
 from tqdm import tqdm
 
-from discover.acquire import Picker, acquisition_scores, drawn_ranking, uncertainty
+from discover.acquire import Picker, acquisition_scores, uncertainty
 from discover.build import Parts, seeded
 from discover.campaign_records import implied_hull, record_of
 from discover.candidates import key_texts
@@ -192,17 +192,15 @@ class Chooser:
     ) -> list[Candidate]:
         """Return the `n` candidates that are best once their structures have been looked at.
 
-        What is looked at is drawn. Where too few can be built, more are tried.
+        Where too few can be built, more are tried.
         """
         per_check = self.config.looks_per_check
-        draws = seeded(self.config.seed, f"looked at {self.number}")
-        ranking = drawn_ranking(score, n * per_check, self.config.screen.temperature, draws)
         pool = picker.widened(per_check)
         taken = [candidate.key for candidate in (*self.earlier, *chosen)]
         candidates: dict[int, Candidate] = {}
         n_tried = 0
         while n and len(candidates) < n and n_tried < _MOST_TRIED * n * per_check:
-            rows = _take(pool, ranking, (n - len(candidates)) * per_check)
+            rows = _take(pool, score, (n - len(candidates)) * per_check)
             if not rows:
                 break
             found = lowest_in_energy(

@@ -434,11 +434,6 @@ class ScreenConfig:
     predicted: int = option(
         4, "structures that discover.predict adds to the sampler's own before a look; 0: none, as with restricted cells"
     )
-    temperature: float = option(
-        2.5,
-        "how far what is looked at is from the best by acquisition, in standard deviations of their scores; drawn, so "
-        "that runs of other seeds look at other candidates; 0: the best",
-    )
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -449,12 +444,11 @@ class ScreenConfig:
         _require(
             self.per_check is None or self.per_check >= 1, f"screen.per_check must be at least 1, got {self.per_check}"
         )
-        for name in ("predicted", "temperature"):
-            _require(getattr(self, name) >= 0, f"screen.{name} must be at least 0, got {getattr(self, name)}")
-            _require(
-                self.per_check != 1 or getattr(self, name) == _default(self, name),
-                f"screen.{name} does nothing with screen.per_check=1; drop one of them",
-            )
+        _require(self.predicted >= 0, f"screen.predicted must be at least 0, got {self.predicted}")
+        _require(
+            self.per_check != 1 or self.predicted == _default(self, "predicted"),
+            "screen.predicted does nothing with screen.per_check=1; drop one of them",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -592,10 +586,6 @@ class RunConfig(RewardConfig):
             self.screen.predicted == _default(self.screen, "predicted")
             or (self.looks_per_check > 1 and self.has_prior and self.structure == "flow" and not cells),
             "screen.predicted needs a screen (screen.per_check=8), structure=flow and free cells; drop it",
-        )
-        _require(
-            self.screen.temperature == _default(self.screen, "temperature") or self.looks_per_check > 1,
-            "screen.temperature needs a screen (screen.per_check=8); drop it",
         )
         _require(
             self.rounds > 1 or self.acquire.explore == AcquireConfig().explore,

@@ -1,13 +1,12 @@
 """Scores of candidates and the limits under which they are taken."""
 
 import math
-from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 
-from discover.acquire import Picker, acquisition_scores, drawn_ranking, taken_at, uncertainty
+from discover.acquire import Picker, acquisition_scores, taken_at, uncertainty
 from discover.config import RewardConfig
 from discover.properties import Properties
 from discover.reward import build_reward
@@ -99,30 +98,3 @@ def test_uncertainty_compares_properties_in_their_own_units() -> None:
     total = uncertainty(predictions, ["band_gap", "e_above_hull"])
     assert total.tolist() == pytest.approx([2.0, 2.0, 2.0])
     assert math.isfinite(float(total.sum()))
-
-
-def test_what_is_drawn_comes_first_in_proportion_and_on_any_scale() -> None:
-    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-    spread = float(weights.log().std(correction=0))
-    generator = torch.Generator().manual_seed(0)
-    orders = [
-        tuple(drawn_ranking(weights.log(), 3, 1.0 / spread, generator).argsort(descending=True).tolist())
-        for _ in range(4000)
-    ]
-    first, pairs = Counter(order[0] for order in orders), Counter(order[:2] for order in orders)
-    for row in range(3):
-        assert first[row] / 4000 == pytest.approx(float(weights[row]), abs=0.03)
-    assert pairs[1, 0] / 4000 == pytest.approx(0.3 * 0.5 / 0.7, abs=0.03)
-
-
-def test_a_drawn_ranking_does_not_depend_on_the_scale_and_leaves_the_impossible_last() -> None:
-    score = torch.tensor([0.0, -0.1, -0.2, -0.3, -math.inf], dtype=torch.float64)
-    large, small = (
-        drawn_ranking(factor * score, 4, 2.0, torch.Generator().manual_seed(1)).argsort(descending=True)
-        for factor in (100.0, 1.0)
-    )
-    assert torch.equal(large, small)
-    assert small[-1] == 4
-    assert torch.equal(drawn_ranking(score, 4, 0.0, torch.Generator()), score)
-    firsts = {int(drawn_ranking(score, 4, 2.0, torch.Generator().manual_seed(seed)).argmax()) for seed in range(20)}
-    assert len(firsts) > 1
