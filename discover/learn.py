@@ -11,13 +11,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from discover.train_proxy import METAL_GAP, augmented, run_buckets, training_loss
 from discover.train_proxy import TrainingData as ProxyData
+from discover.train_proxy import augmented, run_buckets, training_loss
 from envs.crystal import CrystalBatch
 from proxies import PRETRAINED
 from proxies.augment import AugmentConfig, draw_strain, random_alternative, strain
@@ -27,11 +26,9 @@ from proxies.features import featurise
 from proxies.networks import OrbitNetwork
 
 LABEL_ORDER = ("formation_energy_per_atom", "e_above_hull", "band_gap")
-_MEANS = slice(0, 6, 2)  # of the network's outputs, in the order of the labels
-_LEAST_SPREAD = 0.05  # of labels, eV/atom and eV: smaller differences are noise
 _PRIOR_LABELS = 10.0  # labels that the old uncertainty counts for against the newest ones
 _WORST = 4.0  # standard deviations that one label counts for at most
-_FACTORS = "std_factor"
+_FACTORS, _ENERGY = "std_factor", "formation_energy_per_atom"
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class LearnSettings:
 #: Four times as long and bolder, for a chemistry that the proxies know nothing of: when proxies trained on oxides learn
 #: from 300 nitrides, the error on others is 0.19 eV/atom in place of 0.27. Where they are nearly right it learns noise.
 LONG = LearnSettings(passes=100.0, min_steps=240, max_steps=2400, learning_rate=5e-4)
-_ENOUGH, _FOLDS, _USED_FOLDS = 20, 5, 2  # formulas from which two fifths, one after the other, say how long to learn
+_SURPRISED = 2.0  # errors in standard deviations from which a chemistry is taken for unknown
 
 
 class Rehearsal:
@@ -129,15 +126,15 @@ def learn(
         ensemble: Where learning starts.
         lesson: Labels; rows without any are left out.
         rehearsal: What must not be forgotten.
-        settings: None: the defaults or `LONG`, whichever lets one member predict fifths of the formulas better from
-            the others; the defaults where formulas are fewer than twenty.
+        settings: None: the defaults, or `LONG` where formation energies are off by more than two of the ensemble's
+            standard deviations (root mean square).
         seed: Of the batches.
     """
     known = ~lesson.labels.isnan().all(dim=1)
     lesson = Lesson(lesson.crystals.select(known), lesson.labels[known].float())
     if not len(lesson):
         return ensemble
-    settings = settings or _suitable(ensemble.members[0], lesson, rehearsal, seed)
+    settings = settings or _suitable(ensemble, lesson)
     members = [
         _taught(member, k, lesson, rehearsal, settings, torch.Generator().manual_seed(1000 * seed + k))
         for k, member in enumerate(ensemble.members)
@@ -147,28 +144,10 @@ def learn(
     return PropertyEnsemble(members, ensemble.calibration, facts)
 
 
-def _suitable(member: OrbitNetwork, lesson: Lesson, rehearsal: Rehearsal | DataRehearsal, seed: int) -> LearnSettings:
-    """Return how long to learn: what predicts formulas best that were not learnt from."""
-    place = torch.from_numpy(pd.factorize(pd.Series(lesson.crystals.formulas()))[0])
-    if place.max() + 1 < _ENOUGH:
-        return LearnSettings()
-    is_gap = torch.tensor([name == "band_gap" for name in LABEL_ORDER])
-    truth = torch.where(is_gap & (lesson.labels < METAL_GAP), torch.nan, lesson.labels)  # a metal's gap is not learnt
-    spread = (truth - truth.nanmean(dim=0)).square().nanmean(dim=0).sqrt().clamp_min(_LEAST_SPREAD)
-
-    def error(settings: LearnSettings) -> float:
-        total = 0.0
-        for fold in range(_USED_FOLDS):
-            held = place % _FOLDS == fold
-            rest = Lesson(lesson.crystals.select(~held), lesson.labels[~held])
-            taught = _taught(member, 0, rest, rehearsal, settings, torch.Generator().manual_seed(1000 * seed + fold))
-            said = _outputs(taught, lesson.crystals.select(held))[:, _MEANS]
-            if not bool(said.isfinite().all()):
-                return math.inf
-            total += float(((said - truth[held]) / spread).abs().nanmean(dim=0).nansum())
-        return total
-
-    return min(LearnSettings(), LONG, key=error)
+def _suitable(ensemble: PropertyEnsemble, lesson: Lesson) -> LearnSettings:
+    """Return how long to learn: long where the ensemble is surer of formation energies than it should be."""
+    before = float(ensemble.facts.get(_FACTORS, {}).get(_ENERGY, 1.0))
+    return LONG if std_factors(ensemble, lesson)[_ENERGY] > _SURPRISED * before else LearnSettings()
 
 
 def std_factors(ensemble: PropertyEnsemble, newest: Lesson) -> dict[str, float]:

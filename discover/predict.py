@@ -173,6 +173,7 @@ def predict(
     sources: Sources | None = None,
     generator: StructureGenerator | None = None,
     space_groups: Collection[int] | None = None,
+    sparing: bool = True,
     rng: torch.Generator | None = None,
 ) -> list[list[Prediction]]:
     """Return up to `n` structures for the contents of each primitive cell, the most likely first.
@@ -183,10 +184,14 @@ def predict(
         sources: Where proposals come from; None: both that ship.
         generator: Finds coordinates of proposals that have none (see `build`); None: that of `flow_for_predictions`.
         space_groups: The only ones to propose; None: any.
+        sparing: Give proposals that are not likely, and further ones of the same letters, one draw of few steps,
+            where the generator is a flow.
         rng: Of the coordinates; None: seed 0.
     """
     queries = [CompositionQuery("", composition, {1: 1.0}) for composition in compositions]
-    return predict_queries(queries, n, sources=sources, generator=generator, space_groups=space_groups, rng=rng)
+    return predict_queries(
+        queries, n, sources=sources, generator=generator, space_groups=space_groups, sparing=sparing, rng=rng
+    )
 
 
 def predict_queries(
@@ -196,6 +201,7 @@ def predict_queries(
     sources: Sources | None = None,
     generator: StructureGenerator | None = None,
     space_groups: Collection[int] | None = None,
+    sparing: bool = True,
     rng: torch.Generator | None = None,
 ) -> list[list[Prediction]]:
     """Return up to `n` structures for each query, over all sizes of its cell, the most likely first.
@@ -213,8 +219,9 @@ def predict_queries(
     probability = probability * torch.tensor([share for _, _, share in cells], dtype=torch.float64)[proposals.query]
     kept = _best_of_each(owner, probability, n)
     proposals, owner, probability = proposals.select(kept), owner[kept], probability[kept]
-    # The first of a composition counts most, however unsure it is.
+    # The first of a composition counts most, however unsure it is; further draws make up for what the first may lack.
     is_likely = (probability >= _LIKELY) | (torch.cat([torch.tensor([-1]), owner[:-1]]) != owner)
+    is_likely = is_likely & (draw[kept] == 0) if sparing else torch.ones_like(is_likely)
     structures = build(proposals, is_likely, draw[kept], generator, rng)
     crystals = with_lattices(proposals.crystals, structures)
     results: list[list[Prediction]] = [[] for _ in queries]
@@ -254,16 +261,25 @@ def build(
     found: dict[int, Structure | None] = dict(
         zip(given.tolist(), to_structures(proposals.crystals.select(given), proposals.parameters[given]), strict=True)
     )
-    sparing = varied = generator
+    quick = generator
     if isinstance(generator, FlowMatching):
-        sparing = replace(generator, n_draws=1, n_steps=min(generator.n_steps, _SPARING_STEPS))
-        varied = replace(sparing, lattice_temperature=1.0)
+        quick = replace(generator, n_draws=1, n_steps=min(generator.n_steps, _SPARING_STEPS))
     is_first = draw == 0
-    for finder, wanted in ((generator, is_first & is_likely), (sparing, is_first & ~is_likely), (varied, ~is_first)):
+    for finder, wanted in (
+        (generator, is_likely & is_first),
+        (quick, ~is_likely & is_first),
+        (_varied(generator), is_likely & ~is_first),
+        (_varied(quick), ~is_likely & ~is_first),
+    ):
         rows = (wanted & ~complete).nonzero().flatten()
         if len(rows):
             found.update(zip(rows.tolist(), finder.generate(proposals.crystals.select(rows), rng), strict=True))
     return [found[row] for row in range(len(proposals))]
+
+
+def _varied(generator: StructureGenerator) -> StructureGenerator:
+    """Return what draws lattices too, where they are its own."""
+    return replace(generator, lattice_temperature=1.0) if isinstance(generator, FlowMatching) else generator
 
 
 def rank_by_energy(

@@ -124,6 +124,7 @@ def _predicted(
         n,
         generator=generator,
         space_groups=None if len(space_groups) == _EVERY_GROUP else space_groups,
+        sparing=False,
         rng=rng,
     )
     return [

@@ -1,8 +1,5 @@
 """Proxies learn from labels, keep what they knew, and know how wrong they were."""
 
-from dataclasses import replace
-
-import pandas as pd
 import pytest
 import torch
 
@@ -56,47 +53,25 @@ def test_the_same_seed_teaches_the_same_and_the_teacher_stays(ensemble, drawn) -
     assert torch.equal(ensemble.raw_outputs(drawn).mean[ENERGY], before)
 
 
-@pytest.mark.parametrize("carries_over", [True, False])
-def test_how_long_to_learn_is_found_on_formulas_that_are_held_back(
-    ensemble: PropertyEnsemble, drawn: CrystalBatch, monkeypatch: pytest.MonkeyPatch, carries_over: bool
+@pytest.mark.parametrize(("deviations", "expected"), [(1.0, LearnSettings()), (3.5, LONG)])
+def test_proxies_that_are_surprised_learn_for_long(
+    ensemble: PropertyEnsemble, drawn: CrystalBatch, monkeypatch: pytest.MonkeyPatch, deviations: float, expected
 ) -> None:
-    gentle, long = (replace(QUICK, min_steps=n, max_steps=n, learning_rate=rate) for n, rate in ((4, 2e-4), (40, 1e-3)))
-    monkeypatch.setattr(learning, "LearnSettings", lambda: gentle)
-    monkeypatch.setattr(learning, "LONG", long)
-    few = drawn.select(slice(0, 60))
-    lesson = shifted(ensemble, few, 1.0)
-    if not carries_over:  # every fifth formula contradicts the others
-        held = torch.tensor([place % 5 == 0 for place in pd.factorize(pd.Series(few.formulas()))[0]])
-        lesson = Lesson(few, torch.where(held[:, None], lesson.labels - 2.0, lesson.labels))
-    rehearsal = Rehearsal(drawn, ensemble, torch.Generator().manual_seed(0))
-    steps = learn(ensemble, lesson, rehearsal).facts["n_steps_learnt"]
-    assert steps == (long if carries_over else gentle).min_steps
-
-
-def test_learning_that_diverges_is_not_chosen_and_gaps_of_metals_do_not_count(
-    ensemble: PropertyEnsemble, drawn: CrystalBatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    few = drawn.select(slice(0, 60))
-    rehearsal = Rehearsal(drawn, ensemble, torch.Generator().manual_seed(0))
-    gap = torch.zeros(60, dtype=torch.float64)
-    lesson = Lesson(few, torch.stack([torch.full_like(gap, torch.nan)] * 2 + [gap], dim=1).float())
-    said = {"gentle": 1.0, "long": 1.0}
+    asked = []
 
     def taught(member, k, lesson, rehearsal, settings, generator):  # noqa: ANN202, ARG001
-        return "long" if settings is LONG else "gentle"
-
-    def outputs(network, crystals):  # noqa: ANN202
-        return torch.full((len(crystals), 7), said[network])
+        asked.append(settings)
+        return member
 
     monkeypatch.setattr(learning, "_taught", taught)
-    monkeypatch.setattr(learning, "_outputs", outputs)
-    said["long"] = 0.1  # nearer to the zeros of metals, of which the network says what a non-metal would have
-    assert learning._suitable(ensemble.members[0], lesson, rehearsal, 0) == LearnSettings()
-    wide = Lesson(few, lesson.labels + torch.linspace(1.0, 2.0, 60)[:, None])
-    said["long"] = 1.5
-    assert learning._suitable(ensemble.members[0], wide, rehearsal, 0) is LONG
-    said["long"] = torch.nan
-    assert learning._suitable(ensemble.members[0], wide, rehearsal, 0) == LearnSettings()
+    few = drawn.select(slice(0, 60))
+    predicted = ensemble.predict_all(few)[ENERGY]
+    energy = (predicted.mean + deviations * predicted.std).double()
+    lesson = Lesson(few, torch.stack([energy, *[torch.full_like(energy, torch.nan)] * 2], dim=1))
+    rehearsal = Rehearsal(drawn, ensemble, torch.Generator().manual_seed(0))
+    facts = learn(ensemble, lesson, rehearsal).facts
+    assert asked == [expected] * len(ensemble.members)
+    assert facts["n_steps_learnt"] == expected.n_steps(60)
 
 
 def test_nothing_to_learn_changes_nothing(ensemble, drawn) -> None:

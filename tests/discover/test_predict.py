@@ -187,7 +187,23 @@ def test_likely_proposals_get_more_draws_of_more_steps(monkeypatch: pytest.Monke
     proposals = proposals_without_coordinates(["NaCl", "TiO2", "GaAs"])
     flow, groups = flow_for_predictions(), proposals.crystals.space_group.tolist()
     build(proposals, torch.tensor([True, False, True]), torch.tensor([0, 0, 1]), flow, torch.Generator().manual_seed(0))
-    assert asked == [(groups[:1], 8, 40, 0.0), (groups[1:2], 1, 20, 0.0), (groups[2:], 1, 20, 1.0)]
+    assert asked == [(groups[:1], 8, 40, 0.0), (groups[1:2], 1, 20, 0.0), (groups[2:], 8, 40, 1.0)]
+
+
+@pytest.mark.parametrize("sparing", [True, False])
+def test_only_likely_first_draws_are_careful_unless_all_are_to_be(sparing, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def record(self: FlowMatching, crystals: CrystalBatch, _: torch.Generator) -> list[Structure | None]:
+        asked.append((self.n_draws, len(crystals)))
+        return [None] * len(crystals)
+
+    monkeypatch.setattr(FlowMatching, "generate", record)
+    sources = Sources.load("generator")
+    predict([{"Li": 3, "P": 1, "S": 4}], 20, sources=sources, generator=flow_for_predictions(), sparing=sparing)
+    careful = sum(n for draws, n in asked if draws == 8)
+    assert sum(n for _, n in asked) == 20
+    assert 1 <= careful <= 9 if sparing else careful == 20
 
 
 def a_prediction(name: str, structure: Structure | None) -> Prediction:
