@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from discover import learn as learning
-from discover.learn import LONG, LearnSettings, Lesson, Rehearsal, learn, scaled, std_factors
+from discover.learn import LearnSettings, Lesson, Rehearsal, learn, scaled, std_factors
 from discover.train_sampler import draw_crystals
 from envs.crystal import CrystalBatch
 from policies.pretrained import load_prior
@@ -51,27 +50,6 @@ def test_the_same_seed_teaches_the_same_and_the_teacher_stays(ensemble, drawn) -
     first, again = (learn(ensemble, lesson, rehearsal, settings=QUICK, seed=5) for _ in range(2))
     assert torch.equal(first.raw_outputs(drawn).mean[ENERGY], again.raw_outputs(drawn).mean[ENERGY])
     assert torch.equal(ensemble.raw_outputs(drawn).mean[ENERGY], before)
-
-
-@pytest.mark.parametrize(("deviations", "expected"), [(1.0, LearnSettings()), (3.5, LONG)])
-def test_proxies_that_are_surprised_learn_for_long(
-    ensemble: PropertyEnsemble, drawn: CrystalBatch, monkeypatch: pytest.MonkeyPatch, deviations: float, expected
-) -> None:
-    asked = []
-
-    def taught(member, k, lesson, rehearsal, settings, generator):  # noqa: ANN202, ARG001
-        asked.append(settings)
-        return member
-
-    monkeypatch.setattr(learning, "_taught", taught)
-    few = drawn.select(slice(0, 60))
-    predicted = ensemble.predict_all(few)[ENERGY]
-    energy = (predicted.mean + deviations * predicted.std).double()
-    lesson = Lesson(few, torch.stack([energy, *[torch.full_like(energy, torch.nan)] * 2], dim=1))
-    rehearsal = Rehearsal(drawn, ensemble, torch.Generator().manual_seed(0))
-    facts = learn(ensemble, lesson, rehearsal).facts
-    assert asked == [expected] * len(ensemble.members)
-    assert facts["n_steps_learnt"] == expected.n_steps(60)
 
 
 def test_nothing_to_learn_changes_nothing(ensemble, drawn) -> None:
