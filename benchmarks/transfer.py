@@ -54,8 +54,8 @@ class TransferConfig:
     members: int = option(2, "networks of the ensemble")
     prior_minutes: float = option(8.0, "how long the prior is trained")
     rounds: int = option(5, "rounds")
-    budget: int = option(300, "labels over all rounds")
-    explore: float = option(0.3, "share of them for what the proxies are least sure of; none in the last round")
+    budget: int = option(100, "labels over all rounds")
+    explore: float = option(0.1, "share of them for what the proxies are least sure of; none in the last round")
     seeds: int = option(3, "campaigns")
     n_steps: int = option(150, "steps of the sampler in the first round; half as many in later ones")
 
