@@ -1,5 +1,6 @@
 """What a structure generator is, and how a structure is written."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -12,7 +13,7 @@ from pymatgen.symmetry.analyzer import SymmetryUndeterminedError
 from envs.crystal import CrystalBatch
 
 NO_COORDINATES = "no coordinates without overlapping atoms were found"
-_CIF_SYMPREC = 1e-3  # Å; coordinates are exact to rounding, so nothing but the symmetry that is there is found
+_CIF_SYMPREC = (1e-3, 1e-5)  # Å; the wider also finds what relaxed coordinates have, the other is exact to rounding
 
 
 class StructureError(ValueError):
@@ -31,11 +32,29 @@ class StructureGenerator(Protocol):
 
 
 def cif_text(structure: Structure) -> str:
-    """Return a CIF with the symmetry operations of the structure and its asymmetric unit, in the cell as given."""
-    try:
-        return str(CifWriter(structure, symprec=_CIF_SYMPREC, refine_struct=False))
-    except SymmetryUndeterminedError:  # atoms on one spot: every atom is written, without symmetry
-        return str(CifWriter(structure))
+    """Return a CIF with the symmetry operations of the structure and its asymmetric unit, in the cell as given.
+
+    Operations that hold only nearly put copies of an atom beside it, and a reader then sees other atoms: what does not
+    read back as it was is written with exact operations, or with every atom and none.
+    """
+    for symprec in _CIF_SYMPREC:
+        try:
+            text = str(CifWriter(structure, symprec=symprec, refine_struct=False))
+        except SymmetryUndeterminedError:  # atoms on one spot
+            continue
+        if _reads_back(text, structure):
+            return text
+    return str(CifWriter(structure))
+
+
+def _reads_back(text: str, structure: Structure) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the sites that are too many
+        try:
+            read = Structure.from_str(text, fmt="cif")
+        except ValueError:
+            return False
+    return bool(read.composition == structure.composition)
 
 
 def with_lattices(crystals: CrystalBatch, structures: Sequence[Structure | None]) -> CrystalBatch:
