@@ -759,7 +759,7 @@ class GenerateConfig:
         "structures that discover.predict adds to each crystal's own, unless letters=prior; the one of lowest CHGNet "
         "energy is kept; 0: no energies are asked",
     )
-    draws: int = option(8, "coordinates that the flow draws for each crystal, the best is kept; 1 is six times as fast")
+    draws: int = option(8, "coordinates that the flow draws for each crystal, the best is kept; 1 takes half the time")
     n_workers: int = option(2, "for predicted: processes that compute energies")
     flow: str | None = option(None, "folder of a flow from discover.train what=flow; null: as shipped")
     format: Literal["cif", "extxyz", "poscar"] = option(

@@ -220,6 +220,7 @@ def main(words: Sequence[str]) -> None:
         return
     config = parse_args(RunConfig, words)
     if config.dry_run:
+        check_campaign(config)
         print_plan(config)
         return
     if config.resume is not None:

@@ -18,6 +18,7 @@ from discover import evaluate, run, sample
 from discover.candidates import Column
 from discover.config import RunConfig
 from discover.errors import CheckpointError
+from discover.oracle.hull import HullError
 from discover.run_folder import open_run_folder
 from discover.validity import check_crystals
 from envs.crystal import CrystalBatch
@@ -165,3 +166,14 @@ def test_independent_checks_find_what_is_wrong() -> None:
         batch(225, [11, 17], [0, 1], [1, 1], [5.6, 5.7, 5.6, 90, 90, 90]), ionic=True
     ).lattice.any()
     assert not check_crystals(batch(225, [11, 12], [0, 1], [1, 1], cubic), ionic=True).smact.any()
+
+
+def test_a_dry_run_says_what_would_run_leaves_nothing_and_refuses_what_the_run_would(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "run"
+    words = ["reward=bandgap", "target=1.34", f"output={folder}", "dry_run=true", *TINY]
+    run.main(words)
+    assert "space groups        230" in capsys.readouterr().out
+    assert not folder.exists()
+    rounds = [word for word in words if not word.startswith("oracle.")]
+    with pytest.raises(HullError, match="no hull file at"):
+        run.main([*rounds, f"oracle.hull={tmp_path / 'missing.csv'}"])
