@@ -15,8 +15,8 @@ from discover.oracle.matgl_model import MatglOracle
 from discover.properties import Properties
 from discover.reward import Reward, build_reward
 from discover.structure.base import StructureGenerator
+from discover.structure.flow_matching import CAREFUL_DRAWS, CAREFUL_STEPS, FlowMatching, LatticeMode
 from discover.structure.flow_matching import SHIPPED as SHIPPED_FLOW
-from discover.structure.flow_matching import FlowMatching, LatticeMode
 from discover.structure.random_baseline import RandomCoordinates
 from discover.target import SamplingTarget
 from discover.train_sampler import Trainer, draw_crystals
@@ -113,6 +113,13 @@ def build_generator(
         return RandomCoordinates()
     stem = SHIPPED_FLOW if flow is None else Path(flow) / "flow"
     return FlowMatching.load(stem, lattice=lattice, n_draws=n_draws, n_steps=n_steps)
+
+
+def careful_generator(
+    structure: str = "flow", flow: str | None = None, *, lattice: LatticeMode = "free", n_draws: int = CAREFUL_DRAWS
+) -> StructureGenerator:
+    """Return the generator for what is made without a search: the best of several draws of many steps."""
+    return build_generator(structure, flow, lattice=lattice, n_draws=n_draws, n_steps=CAREFUL_STEPS)
 
 
 def build_oracle(config: OracleConfig) -> Oracle:

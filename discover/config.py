@@ -700,6 +700,7 @@ class PredictConfig:
     structure: Literal["flow", "random"] = option(
         "flow", "how coordinates are found: flow (learned) or random (the baseline)"
     )
+    draws: int = option(8, "coordinates that the flow draws for likely letters, the best is kept; 1 is faster")
     flow: str | None = option(None, "folder of a flow from discover.train what=flow; null: as shipped")
     format: Literal["cif", "extxyz", "poscar"] = option(
         "cif", "one CIF or POSCAR file each, or one extxyz file with all"
@@ -717,7 +718,7 @@ class PredictConfig:
             ConfigError: Naming the setting and the remedy.
         """
         _require(bool(self.composition), "prediction needs a composition, such as composition=TiO2")
-        for name in ("n", "threads", "n_formula_units"):
+        for name in ("n", "threads", "draws", "n_formula_units"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
         _require(
@@ -734,6 +735,9 @@ class PredictConfig:
         _require(self.relax_steps is None or self.relax_steps >= 0, f"relax_steps must be >= 0, got {self.relax_steps}")
         _require(self.n_workers >= 0, f"n_workers must be >= 0, got {self.n_workers}")
         _require(self.structure == "flow" or self.flow is None, "flow=DIR applies to structure=flow; drop one of them")
+        _require(
+            self.structure == "flow" or self.draws == _default(self, "draws"), "draws is of structure=flow; drop it"
+        )
         _require(0 <= self.seed < 2**63, f"seed must be in 0 to 2^63 - 1, got {self.seed}")
 
 

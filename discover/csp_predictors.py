@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from pymatgen.core import Structure
 
-from discover.build import build_generator
+from discover.build import build_generator, careful_generator
 from discover.config import EvaluateConfig
 from discover.data import prepare
 from discover.evaluate_csp import Predictor, Queries
-from discover.predict import Sources, flow_for_predictions, predict
+from discover.predict import Sources, predict
 from discover.structure.base import StructureGenerator
-from discover.structure.flow_matching import FlowMatching
+from discover.structure.flow_matching import CAREFUL_DRAWS, CAREFUL_STEPS, FlowMatching
 from discover.structure.orbits import to_structures
 from discover.templates import Templates, load_templates, retrieve, templates_of_data
 
@@ -84,11 +84,11 @@ def predictor_of(config: EvaluateConfig) -> Predictor:
         DataError: If the data set of templates cannot be used.
     """
     if config.given == "wyckoff":
-        return FromWyckoff(flow_for_predictions())
+        return FromWyckoff(FlowMatching.load(lattice="free", n_draws=CAREFUL_DRAWS, n_steps=CAREFUL_STEPS))
     templates = None if config.templates is None else Path(config.templates)
     if config.source == "templates":
         return FromTemplates(load_templates() if templates is None else templates_of_data(prepare(templates)))
     if config.source == "random":
         return FromComposition(Sources.load("generator"), build_generator("random", None))
     source = "templates" if config.source == "ranked" else str(config.source)
-    return FromComposition(Sources.load(source, templates), flow_for_predictions())
+    return FromComposition(Sources.load(source, templates), careful_generator())

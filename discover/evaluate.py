@@ -26,7 +26,7 @@ USAGE = (
     "python -m discover.evaluate task=proxy data=FILE.csv.gz | task=prior data=FILE.csv.gz | task=sampler run=DIR | "
     "task=gap data=FILE.csv.gz | "
     "task=csp data=FILE.csv.gz n=500 k=20 [source=templates templates=FILE.csv.gz] [given=wyckoff source=generator] | "
-    "task=dng reference=FILE.csv.gz [train_data=FILE.csv.gz hull=FOLDER]"
+    "task=dng [reference=FILE.csv.gz] [train_data=FILE.csv.gz hull=FOLDER]"
 )
 
 

@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 
-from discover.build import seeded
+from discover.build import careful_generator, seeded
 from discover.config import EvaluateConfig, SampleConfig
 from discover.data import Orbits, PreparedData, batch_orbits, orbits_of_structure, prepare
 from discover.errors import ConfigError, DataError
-from discover.generate import careful_generator, generate, searched
+from discover.generate import generate, lattice_mode, searched
 from discover.metrics import coverage, distributions, stability
 from discover.metrics.description import Descriptions, describe, describe_file
 from discover.metrics.novelty_uniqueness import novel_structures, unique_structures
@@ -34,7 +34,6 @@ from discover.prototypes import prototype_keys
 from discover.run_folder import write_atomic
 from discover.sample import load_run
 from discover.structure.orbits import parameters_of_data, to_structures
-from discover.structure.random_baseline import RandomCoordinates
 from discover.structure_files import extxyz_text, read_cif, read_table
 from discover.substitution import substitute
 from discover.train_sampler import draw_crystals
@@ -170,7 +169,9 @@ def draw_sample(config: EvaluateConfig, training: Training | None, hull: Hull | 
     else:
         random = config.source == "random"
         letters = "prior" if random else config.letters or "composition"
-        generator = RandomCoordinates() if random else careful_generator("flow", None, letters, config.draws)
+        generator = careful_generator(
+            "random" if random else "flow", lattice=lattice_mode(letters), n_draws=config.draws
+        )
         structures = generate(
             config.n,
             letters=letters,

@@ -7,6 +7,7 @@ Rows are consecutive draws: nothing is ranked, dropped or drawn again, and a cry
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pymatgen.core import Structure
 from torch import Tensor
 from tqdm import tqdm
 
-from discover.build import build_generator, build_properties, seeded
+from discover.build import build_properties, careful_generator, seeded
 from discover.candidates import CSV, Column, crystal_columns, numbered
 from discover.compositions import cell_contents
 from discover.config import GenerateConfig
@@ -30,9 +31,9 @@ from discover.options import help_text, parse_args
 from discover.properties import Properties
 from discover.run_folder import RunFolder, create_run_folder
 from discover.structure.base import NO_COORDINATES, StructureGenerator, with_lattices
-from discover.structure.flow_matching import CAREFUL_DRAWS, CAREFUL_STEPS, LatticeMode
+from discover.structure.flow_matching import LatticeMode
 from discover.structure_files import StructureFormat, write_structures
-from discover.structure_search import lowest_in_energy
+from discover.structure_search import Found, lowest_in_energy
 from discover.train_sampler import draw_crystals
 from envs.crystal import CrystalBatch
 from envs.crystal_env import CrystalEnv
@@ -41,6 +42,8 @@ from policies.composition_prior import load_composition_prior
 from policies.pretrained import SHIPPED, Prior, load_policy, load_prior
 
 USAGE = "python -m discover.generate n=1000 ['restrict.elements=[Fe,O]'] [output=DIR]"
+SOURCE = "source"  # column of the table: which of several structures was kept, by `discover.structure_search`
+ENERGY = "chgnet_formation_energy_per_atom"  # eV/atom of that structure as it is, by CHGNet
 FAILURE = "failure"  # column of the table: why a row has no structure, empty where it has one
 _BATCH = 1000  # the first crystals of a longer run with the same seed are those of a shorter one
 Letters = Literal["composition", "likeliest", "prior"]
@@ -53,6 +56,7 @@ class Generated:
     crystals: CrystalBatch  # (n,) with the lattice of the structure, where there is one
     log_prob: Tensor | None  # (n,) float64 log probability (density) under the prior; None: its letters were not kept
     structures: list[Structure | None]  # (n,) conventional cells; None where none could be had
+    found: list[Found | None] | None = None  # (n,) which structure was kept, where several were tried
 
     @property
     def failures(self) -> list[int]:
@@ -101,10 +105,12 @@ def generate(
         )
     )
     log_probs = [batch.log_prob for batch in batches if batch.log_prob is not None]
+    found = [item for batch in batches if batch.found is not None for item in batch.found]
     return Generated(
         CrystalBatch.cat([batch.crystals for batch in batches]),
         torch.cat(log_probs) if log_probs else None,
         [structure for batch in batches for structure in batch.structures],
+        found if predicted else None,
     )
 
 
@@ -137,7 +143,7 @@ def generate_batches(
     if predicted and not rewrite:
         raise ConfigError("predicted structures have letters and cells of their own, which letters=prior rules out")
     if generator is None:
-        generator = careful_generator("flow", None, letters, CAREFUL_DRAWS)
+        generator = careful_generator(lattice=lattice_mode(letters))
     env = environment(prior, restrictions)
     draws = seeded(seed, "generate")
     with tqdm(total=n, desc="generating", unit="crystal", disable=None, file=sys.stderr) as bar:
@@ -175,7 +181,7 @@ def searched(
     )
     rows = [crystals.select([row]) if item is None else item.crystal for row, item in enumerate(found)]
     structures = [None if item is None else item.structure for item in found]
-    return Generated(CrystalBatch.cat(rows), None, structures)
+    return Generated(CrystalBatch.cat(rows), None, structures, found)
 
 
 def _rewritten(env: CrystalEnv, crystals: CrystalBatch, letters: Letters, generator: torch.Generator) -> CrystalBatch:
@@ -191,10 +197,9 @@ def _shipped() -> Prior:
     return load_prior("any")
 
 
-def careful_generator(structure: str | None, flow: str | None, letters: Letters, draws: int) -> StructureGenerator:
-    """Return what finds coordinates, and lattices too unless they are the prior's."""
-    lattice: LatticeMode = "fixed" if letters == "prior" else "free"
-    return build_generator(structure, flow, lattice=lattice, n_draws=draws, n_steps=CAREFUL_STEPS)
+def lattice_mode(letters: Letters | None) -> LatticeMode:
+    """Return what the flow does with lattices: it finds them, unless they are the prior's."""
+    return "fixed" if letters == "prior" else "free"
 
 
 def environment(prior: Prior, restrictions: Restrictions | None) -> CrystalEnv:
@@ -220,6 +225,10 @@ def generated_table(generated: Generated, properties: Properties, ids: Sequence[
         **crystal_columns(crystals, properties.predict(crystals)),
     }
     table = pd.DataFrame({str(column): columns[column] for column in Column if column in columns})
+    if generated.found is not None:
+        kept = generated.found
+        table[SOURCE] = ["" if item is None else item.source for item in kept]
+        table[ENERGY] = [math.nan if item is None else item.look.formation_energy_per_atom for item in kept]
     table[FAILURE] = [NO_COORDINATES if structure is None else "" for structure in generated.structures]
     return table
 
@@ -255,7 +264,8 @@ def main(words: Sequence[str]) -> None:
     prior = Prior(policy, config.chemistry, mixed_valence=config.mixed_valence)
     restrictions = config.restrict.to_restrictions()
     properties = build_properties(config.proxies)
-    generator = careful_generator(config.structure, config.flow, config.letters or "composition", config.draws)
+    lattice = lattice_mode(config.letters)
+    generator = careful_generator(config.structure, config.flow, lattice=lattice, n_draws=config.draws)
     environment(prior, restrictions)  # before the folder, so that restrictions that leave nothing leave no folder
     folder = create_run_folder(config, name="generate", output=config.output, argv=list(words))
     generated = generate(

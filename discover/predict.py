@@ -20,7 +20,7 @@ import torch
 from pymatgen.core import Structure
 from torch import Tensor
 
-from discover.build import build_properties, seeded
+from discover.build import build_properties, careful_generator, seeded
 from discover.candidates import Column, crystal_columns
 from discover.compositions import CompositionError, CompositionQuery, read_query
 from discover.config import PredictConfig
@@ -30,12 +30,20 @@ from discover.options import help_text, parse_args
 from discover.oracle.relax import Relaxation, RelaxSettings, relax
 from discover.properties import Properties
 from discover.proposals import SOURCES, Proposals
-from discover.ranking import Ranking, arrangement_keys, load_ranking, of_prior, propose_templates
+from discover.ranking import (
+    FOUND_FREE,
+    FOUND_RIGID,
+    Ranking,
+    arrangement_keys,
+    found_probability,
+    load_ranking,
+    of_prior,
+    propose_templates,
+)
 from discover.run_folder import RunFolder, create_run_folder
 from discover.structure.base import NO_COORDINATES, StructureGenerator, with_lattices
-from discover.structure.flow_matching import CAREFUL_DRAWS, CAREFUL_STEPS, SHIPPED, FlowMatching, LatticeMode
+from discover.structure.flow_matching import FlowMatching
 from discover.structure.orbits import to_structures
-from discover.structure.random_baseline import RandomCoordinates
 from discover.structure_files import StructureFormat, write_structures
 from discover.templates import Templates, load_templates, retrieve, templates_of_data
 from envs.crystal import CrystalBatch
@@ -46,12 +54,11 @@ USAGE = "python -m discover.predict composition=TiO2 [n_formula_units=2] [space_
 CSV = "predictions.csv"
 _LIKELY = 0.1  # probability from which a proposal is worth several draws
 _SPARING_STEPS = 20  # of one draw for the others, of which there are many
-_LATTICE: LatticeMode = "free"  # the prior's own mean lattice, kept or refined, is found again less often
 _SHOWN = 10
-#: Chance that draw 1, 2, ... of coordinates and lattice, each a single one, is the first to match, letters being right;
-#: the second line where letters leave nothing free but the lattice.
-_GAINS = (0.72, 0.06, 0.05, 0.017, 0.014, 0.012)
-_GAINS_RIGID = (0.99, 1e-3, 1e-3, 1e-4, 1e-4, 1e-4)
+#: Chance that the best of eight draws of coordinates and lattice, then a second, third, ... single one, is the first to
+#: match, letters being right; the second line where letters leave nothing free but the lattice.
+_GAINS = (FOUND_FREE, 0.035, 0.03, 0.02, 0.015, 0.01)
+_GAINS_RIGID = (FOUND_RIGID, 1e-3, 1e-3, 1e-4, 1e-4, 1e-4)
 _RELAX_STEPS = 50  # of CHGNet, which puts most proposals in their order and costs seconds each
 _NO_FILE_NAME = re.compile(r"[^A-Za-z0-9]")
 
@@ -131,7 +138,7 @@ class Sources:
         ranked, gain = self.ranking.rank(proposals, compositions, known)
         distinct = ~repeats_of_rigid(ranked)
         ranked, gain = ranked.select(distinct), gain[distinct]
-        weight = torch.where(ranked.has_coordinates, gain, gain / self.ranking.reliability)
+        weight = torch.where(ranked.has_coordinates, gain, gain / found_probability(ranked.crystals))
         kept = _best_of_each(ranked.query, gain, n)
         return ranked.select(kept), weight[kept]
 
@@ -182,7 +189,8 @@ def predict(
         compositions: {element symbol: atoms in the primitive cell}.
         n: Structures for each.
         sources: Where proposals come from; None: both that ship.
-        generator: Finds coordinates of proposals that have none (see `build`); None: that of `flow_for_predictions`.
+        generator: Finds coordinates of proposals that have none (see `build`); None: the flow that ships, the best of
+            eight draws.
         space_groups: The only ones to propose; None: any.
         sparing: Give proposals that are not likely, and further ones of the same letters, one draw of few steps,
             where the generator is a flow.
@@ -210,7 +218,7 @@ def predict_queries(
     those of `predict`.
     """
     sources = Sources.load() if sources is None else sources
-    generator = flow_for_predictions() if generator is None else generator
+    generator = careful_generator() if generator is None else generator
     rng = seeded(0, "predict") if rng is None else rng
     cells = [(row, query.cell(z), share) for row, query in enumerate(queries) for z, share in query.shares.items()]
     proposals, weight = sources.propose([cell for _, cell, _ in cells], n, space_groups=space_groups)
@@ -236,11 +244,6 @@ def predict_queries(
         )
         results[int(owner[row])].append(prediction)
     return results
-
-
-def flow_for_predictions(stem: Path = SHIPPED) -> FlowMatching:
-    """Return the structure generator that predictions are made with by default, with the weights ``<stem>.*``."""
-    return FlowMatching.load(stem, lattice=_LATTICE, n_draws=CAREFUL_DRAWS, n_steps=CAREFUL_STEPS)
 
 
 def build(
@@ -398,12 +401,6 @@ def _warnings_as_lines() -> Iterator[None]:
         print(f"warning: {message}", file=sys.stderr)
 
 
-def _generator_of(config: PredictConfig) -> StructureGenerator:
-    if config.structure == "random":
-        return RandomCoordinates()
-    return flow_for_predictions(SHIPPED if config.flow is None else Path(config.flow) / "flow")
-
-
 def run(config: PredictConfig, argv: Sequence[str]) -> tuple[RunFolder, pd.DataFrame]:
     """Predict what a configuration asks for; return the folder with everything in it, and the table."""
     torch.set_num_threads(config.threads)
@@ -415,7 +412,7 @@ def run(config: PredictConfig, argv: Sequence[str]) -> tuple[RunFolder, pd.DataF
     )
     sources = Sources.load(config.source, None if config.templates is None else Path(config.templates))
     properties = build_properties(config.proxies)
-    generator = _generator_of(config)
+    generator = careful_generator(config.structure, config.flow, n_draws=config.draws)
     with _warnings_as_lines():
         (predictions,) = predict_queries(
             [query],

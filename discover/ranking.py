@@ -26,6 +26,7 @@ from discover.structure.fingerprint import RADII, fingerprints, match_probabilit
 from discover.templates import Candidates, Query, Templates, as_proposals, element_distances, nearest
 from envs.crystal import MAX_ATOMIC_NUMBER, CrystalBatch
 from envs.symmetry import SYMMETRY
+from envs.wyckoff_operations import free_mask
 from policies.composition_prior import CompositionPrior
 from proxies.elements import PROPERTIES, element_properties
 
@@ -35,6 +36,9 @@ N_HYPOTHESES = 200  # prototypes that are weighed for each composition
 _NEAREST, _LOOKED_AT, _OF_EACH_PROTOTYPE = 100, 1000, 3  # see `hypotheses_of`
 _VOTE_SHARPNESS = (1.0, 4.0, 16.0)
 _UNSTABLE = 0.1  # eV/atom, the largest energy above the hull that the network is told
+#: Probability that the structure generator finds coordinates and lattice of the true sequence, from matches on one
+#: formula in forty of the training data: where the letters leave atoms free, and where they leave the lattice alone.
+FOUND_FREE, FOUND_RIGID = 0.77, 0.99
 _CONTACT_WIDTH = 0.15  # of log(distance over sum of radii), above the shortest
 N_SCALARS = 11 + 2 * len(_VOTE_SHARPNESS)
 _RADII = torch.from_numpy(covalent_radii)  # Å, by atomic number
@@ -224,6 +228,12 @@ def arrangement_keys(crystals: CrystalBatch) -> Tensor:
     return key
 
 
+def found_probability(crystals: CrystalBatch) -> Tensor:
+    """Return (n,) float64 probabilities that the structure generator finds a crystal, its letters being right."""
+    is_rigid = ~free_mask(crystals.space_group, crystals.letters).any(dim=2).any(dim=1)
+    return torch.where(is_rigid, FOUND_RIGID, FOUND_FREE).double()
+
+
 def cover(mass: Tensor, match: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
     """Return the order in which proposals add most to the probability that any of them is right, and what each adds.
 
@@ -306,13 +316,11 @@ class Ranking:
         prior_power: Exponent of the composition prior in the probability of a Wyckoff sequence; that of the prototypes
             has the rest.
         unseen: Probability that the prototypes leave to each sequence that none of them has.
-        reliability: Probability that the structure generator finds the coordinates of the true sequence.
     """
 
     networks: Mapping[str, RankingNetwork]
     prior_power: float
     unseen: float
-    reliability: float
 
     def rank(
         self,
@@ -375,7 +383,7 @@ class Ranking:
         without = seen == 0
         mass = torch.cat([(log_p + (pooled / seen).log()[which[: len(log_p)]]).exp(), pooled[without]])
         same_sequence = (keys[:, None] == torch.cat([known.keys, sequences[without]])).double()
-        match = same_sequence * self.reliability
+        match = same_sequence * found_probability(proposals.crystals)[:, None]
         complete = proposals.has_coordinates.nonzero().flatten()
         if len(complete) and len(log_p):
             chosen = proposals.select(complete)
@@ -420,7 +428,7 @@ def load_ranking(stem: Path = SHIPPED) -> Ranking:
                 {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
             )
             networks[name] = network.eval().requires_grad_(requires_grad=False)
-        pool = {name: float(content["pool"][name]) for name in ("prior_power", "unseen", "reliability")}
+        pool = {name: float(content["pool"][name]) for name in ("prior_power", "unseen")}
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{stem}.json and .safetensors are not a ranking of this version: {error}") from error
     return Ranking(networks, **pool)

@@ -46,7 +46,7 @@ class CompositionPriorTraining:
     lattice_weight: float = 0.1
     smoothing: float = 0.02  # of the space group's target over the possible groups
     ema_decay: float = 0.999
-    n_networks: int = 1  # members of the ensemble
+    n_networks: int = 3  # members of the ensemble
     minutes: float | None = None  # of all networks together; the learning rate is annealed in this time
     seed: int = 0
 

@@ -34,6 +34,7 @@ from discover.ranking import (
     arrangement_keys,
     cover,
     describe,
+    found_probability,
     hypotheses_of,
     of_prior,
     save_ranking,
@@ -46,9 +47,8 @@ from policies.composition_prior import CompositionPrior, load_composition_prior
 _FOLDS = 20
 _HIDDEN_FOLDS = 5  # that the aggregate which trains a network has not seen
 _POOL_QUERIES = 600
-_POWERS, _UNSEEN = (0.0, 0.2, 0.3, 0.4, 0.5), (1e-6, 1e-4, 1e-3)
+_POWERS, _UNSEEN = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), (1e-6, 1e-4, 1e-3)
 _TOP = (1, 5, 20)
-_RELIABILITY = 0.75
 _FLOOR = 1e-4  # smallest probability that a hypothesis is right, where none is
 
 
@@ -58,7 +58,7 @@ class RankingTraining:
 
     data: str = option("", "CSV, folder of CIF files or extxyz file with the crystals")
     output: str = option(str(SHIPPED), "stem of the files to write")
-    n_queries: int = option(12000, "crystals whose structure is to be found")
+    n_queries: int = option(25000, "crystals whose structure is to be found, at most")
     epochs: int = option(6, "passes over them")
     batch_size: int = option(64, "crystals per step")
     lr: float = option(2e-3, "largest learning rate")
@@ -197,7 +197,7 @@ def fit_pool(
         proposals = Proposals.cat(parts)
         elements = crystals.kind_elements[row : row + 1, : len(query.counts), 0]
         truth = arrangement_keys(crystals.realise(torch.tensor([row]), elements)[0])
-        right = (arrangement_keys(proposals.crystals) == truth).double() * ranking.reliability
+        right = (arrangement_keys(proposals.crystals) == truth).double() * found_probability(proposals.crystals)
         if len(known.log_weight):
             same_group = known.space_group == crystals.space_group[row]
             distances = pairwise_distances(known.fingerprints, crystals.fingerprints(query.counts)[place[row]][None])
@@ -238,10 +238,10 @@ def train_ranking(settings: RankingTraining) -> Path:
         rows = [row for row in order if int(fold[row]) in folds][: settings.n_queries]
         examples = make_examples(templates, crystals, rows)
         networks[name], losses[name] = fit(examples, make_examples(templates, crystals, held_out), settings)
-    ranking = Ranking(networks, prior_power=0.0, unseen=1e-6, reliability=_RELIABILITY)
+    ranking = Ranking(networks, prior_power=0.0, unseen=1e-6)
     ranking, figures = fit_pool(ranking, crystals, crystals, held_out[:_POOL_QUERIES], load_composition_prior())
     about = {
-        "pool": {name: getattr(ranking, name) for name in ("prior_power", "unseen", "reliability")},
+        "pool": {name: getattr(ranking, name) for name in ("prior_power", "unseen")},
         "held_out_loss": losses,
         "pool_figures": figures,
         "settings": {**asdict(settings), "data": Path(settings.data).name, "output": Path(settings.output).name},

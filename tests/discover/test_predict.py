@@ -11,6 +11,7 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
 from discover import predict as command
+from discover.build import careful_generator
 from discover.candidates import Column
 from discover.compositions import CompositionError, read_query
 from discover.data import prepare
@@ -21,7 +22,6 @@ from discover.predict import (
     PredictionColumn,
     Sources,
     build,
-    flow_for_predictions,
     predict,
     predict_queries,
     rank_by_energy,
@@ -185,7 +185,7 @@ def test_likely_proposals_get_more_draws_of_more_steps(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(FlowMatching, "generate", record)
     proposals = proposals_without_coordinates(["NaCl", "TiO2", "GaAs"])
-    flow, groups = flow_for_predictions(), proposals.crystals.space_group.tolist()
+    flow, groups = careful_generator(), proposals.crystals.space_group.tolist()
     build(proposals, torch.tensor([True, False, True]), torch.tensor([0, 0, 1]), flow, torch.Generator().manual_seed(0))
     assert asked == [(groups[:1], 8, 40, 0.0), (groups[1:2], 1, 20, 0.0), (groups[2:], 8, 40, 1.0)]
 
@@ -200,7 +200,7 @@ def test_only_likely_first_draws_are_careful_unless_all_are_to_be(sparing, monke
 
     monkeypatch.setattr(FlowMatching, "generate", record)
     sources = Sources.load("generator")
-    predict([{"Li": 3, "P": 1, "S": 4}], 20, sources=sources, generator=flow_for_predictions(), sparing=sparing)
+    predict([{"Li": 3, "P": 1, "S": 4}], 20, sources=sources, generator=careful_generator(), sparing=sparing)
     careful = sum(n for draws, n in asked if draws == 8)
     assert sum(n for _, n in asked) == 20
     assert 1 <= careful <= 9 if sparing else careful == 20
@@ -302,7 +302,7 @@ def test_bad_questions_get_one_message_and_exit_code_2(
 
 def test_likely_letters_are_tried_again_before_unlikely_ones_are_tried_once() -> None:
     crystals = crystal_batch(["TiO2", "Al2O3", "NaCl", "TiO2"])
-    weight = torch.tensor([0.9, 0.05, 0.9, 0.05], dtype=torch.float64)
+    weight = torch.tensor([0.9, 0.03, 0.9, 0.03], dtype=torch.float64)
     open_rows = torch.full((*crystals.letters.shape, 3), torch.nan, dtype=torch.float64)
     proposals = Proposals(crystals, open_rows, torch.tensor([0, 0, 1, 1]), weight.log(), torch.zeros(4).long())
     found, chance, draw = with_repeats(proposals, weight)

@@ -18,6 +18,7 @@ from discover.ranking import (
     arrangement_keys,
     cover,
     describe,
+    found_probability,
     hypotheses_of,
     load_ranking,
     propose_templates,
@@ -57,7 +58,7 @@ def templates() -> Templates:
 def ranking() -> Ranking:
     torch.manual_seed(0)
     networks = {name: RankingNetwork().eval().requires_grad_(requires_grad=False) for name in ("rows", "aggregate")}
-    return Ranking(networks, prior_power=0.4, unseen=1e-4, reliability=0.75)
+    return Ranking(networks, prior_power=0.4, unseen=1e-4)
 
 
 def proposals_of_prior(names: list[str], log_p: list[float]) -> Proposals:
@@ -134,7 +135,7 @@ def test_the_prior_decides_where_nothing_else_is_known(ranking: Ranking) -> None
     proposals = proposals_of_prior(["NaCl", "TiO2"], [-1.0, -0.5])
     ranked, gains = ranking.rank(proposals, [{"Na": 1, "Cl": 1}], None)
     assert ranked.crystals.space_group.tolist() == [136, 225]
-    expected = torch.softmax(torch.tensor([-0.5, -1.0]).double(), dim=0) * ranking.reliability
+    expected = torch.softmax(torch.tensor([-0.5, -1.0]).double(), dim=0) * found_probability(ranked.crystals)
     torch.testing.assert_close(gains, expected)
 
 
@@ -142,7 +143,7 @@ def test_the_prior_moves_the_prototypes(templates: Templates, ranking: Ranking) 
     """A prior that is certain of rock salt puts the rock salt with known coordinates first."""
     compositions = [{"Na": 1, "Cl": 1}]
     known = propose_templates(templates, compositions)
-    sure = Ranking(ranking.networks, prior_power=0.95, unseen=1e-4, reliability=0.75)
+    sure = Ranking(ranking.networks, prior_power=0.95, unseen=1e-4)
     of_prior = proposals_of_prior(["NaCl", "GaAs"], [-0.01, -40.0])
     ranked, _ = sure.rank(Proposals.cat([of_prior, known]), compositions, templates)
     assert int(ranked.crystals.space_group[0]) == 225
@@ -203,7 +204,7 @@ def test_folds_depend_on_the_formula_alone() -> None:
 
 
 def test_weights_survive_the_disk(tmp_path: Path, templates: Templates, ranking: Ranking) -> None:
-    pool = {"prior_power": 0.4, "unseen": 1e-4, "reliability": 0.75}
+    pool = {"prior_power": 0.4, "unseen": 1e-4}
     save_ranking(tmp_path / "ranking", ranking.networks, {"pool": pool})
     loaded = load_ranking(tmp_path / "ranking")
     compositions = [{"Na": 1, "Br": 1}]
