@@ -4,13 +4,13 @@
 
 Space groups and Wyckoff letters of validation materials are given, lattice and coordinates are found with one draw. The
 first network is trained as the shipped one is, but for the number of epochs; it is also sampled without anti-annealing
-and without pushing atoms apart. Differences are paired. What is trained already in the output folder is not trained
-again; the last line printed is JSON.
+and without pushing atoms apart. Differences are paired. A network that the output folder has is not trained again, so
+other data need another folder; the last line printed is JSON.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 
 from discover.csp_predictors import FromWyckoff
 from discover.errors import ConfigError, main_guard
-from discover.evaluate_csp import figures_at, predict_targets, read_targets
+from discover.evaluate_csp import Targets, figures_at, predict_targets, read_targets
 from discover.metrics.intervals import paired_difference
 from discover.metrics.matching import first_hits, match_predictions
 from discover.options import help_text, option, parse_args
@@ -65,14 +65,14 @@ class FlowPartsConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-def measure(config: FlowPartsConfig) -> dict[str, dict[str, Any]]:
+def measure(config: FlowPartsConfig, targets: Targets) -> dict[str, dict[str, Any]]:
     """Train what is missing; return match rate and RMSE-all of each variant, and what it lacks against all parts."""
-    targets = read_targets(config.validation, config.n, config.seed, n_workers=config.n_workers)
     rows: dict[str, dict[str, Any]] = {}
     whole = None
     for name, (training, sampling) in PARTS.items():
         settings = FlowTraining(epochs=config.epochs, seed=config.seed, **training)
-        folder = Path(config.output) / (name.replace(" ", "_") if training else "all_parts")
+        trained = name.replace(" ", "_") if training else "all_parts"
+        folder = Path(config.output) / f"{trained}-{config.epochs}-epochs-seed-{config.seed}"
         train_flow(config.data, folder, settings, device="cpu")
         flow = FlowMatching.load(folder / "flow", lattice="free", **sampling)
         outcome = predict_targets(targets, FromWyckoff(flow), k=1, given="wyckoff", seed=config.seed)
@@ -98,7 +98,8 @@ def main(words: Sequence[str]) -> None:
         return
     config = parse_args(FlowPartsConfig, words)
     torch.set_num_threads(1)
-    shown = {"n": config.n, "epochs": config.epochs, "parts": measure(config)}
+    targets = read_targets(config.validation, config.n, config.seed, n_workers=config.n_workers)
+    shown = {**asdict(config), "n": len(targets), "parts": measure(config, targets)}
     write_atomic(Path(config.output) / "figures.json", json.dumps(shown, indent=2) + "\n")
     print(json.dumps(shown))
 

@@ -736,7 +736,8 @@ class PredictConfig:
         _require(self.n_workers >= 0, f"n_workers must be >= 0, got {self.n_workers}")
         _require(self.structure == "flow" or self.flow is None, "flow=DIR applies to structure=flow; drop one of them")
         _require(
-            self.structure == "flow" or self.draws == _default(self, "draws"), "draws is of structure=flow; drop it"
+            (self.structure == "flow" and self.source != "templates") or self.draws == _default(self, "draws"),
+            "draws is of structure=flow and of sources that need coordinates; drop it",
         )
         _require(0 <= self.seed < 2**63, f"seed must be in 0 to 2^63 - 1, got {self.seed}")
 
@@ -833,6 +834,9 @@ class TrainConfig:
     minutes: float | None = option(
         None, "stop after this many minutes, with the best (prior) or fully annealed (composition_prior, flow) weights"
     )
+    n_networks: int | None = option(
+        None, "for what=composition_prior: members of the ensemble, which share the minutes; null: 3"
+    )
     device: str | None = option(None, "for what=flow: cpu or cuda; null: cuda where there is one")
     seed: int = option(0, "random seed")
 
@@ -847,8 +851,12 @@ class TrainConfig:
             self.what == "flow" or self.device is None,
             f"device applies to what=flow; what={self.what} trains on the CPU. Drop it",
         )
+        _require(
+            self.what == "composition_prior" or self.n_networks is None,
+            f"n_networks applies to what=composition_prior; what={self.what} has its own. Drop it",
+        )
         _require(bool(self.output), "training needs a folder to write to: output=DIR")
-        for name in ("epochs", "batch_size", "lr", "minutes"):
+        for name in ("epochs", "batch_size", "lr", "minutes", "n_networks"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"{name} must be > 0, got {value}")
         _require(0 <= self.seed < 2**63, f"seed must be in 0 to 2^63 - 1, got {self.seed}")

@@ -33,7 +33,7 @@ from discover.run_folder import RunFolder, create_run_folder
 from discover.structure.base import NO_COORDINATES, StructureGenerator, with_lattices
 from discover.structure.flow_matching import LatticeMode
 from discover.structure_files import StructureFormat, write_structures
-from discover.structure_search import Found, lowest_in_energy
+from discover.structure_search import PREDICTED, Found, lowest_in_energy
 from discover.train_sampler import draw_crystals
 from envs.crystal import CrystalBatch
 from envs.crystal_env import CrystalEnv
@@ -42,7 +42,7 @@ from policies.composition_prior import load_composition_prior
 from policies.pretrained import SHIPPED, Prior, load_policy, load_prior
 
 USAGE = "python -m discover.generate n=1000 ['restrict.elements=[Fe,O]'] [output=DIR]"
-SOURCE = "source"  # column of the table: which of several structures was kept, by `discover.structure_search`
+KEPT = "kept"  # column of the table: which structure is, the crystal's own or one that `discover.predict` added
 ENERGY = "chgnet_formation_energy_per_atom"  # eV/atom of that structure as it is, by CHGNet
 FAILURE = "failure"  # column of the table: why a row has no structure, empty where it has one
 _BATCH = 1000  # the first crystals of a longer run with the same seed are those of a shorter one
@@ -197,7 +197,7 @@ def _shipped() -> Prior:
     return load_prior("any")
 
 
-def lattice_mode(letters: Letters | None) -> LatticeMode:
+def lattice_mode(letters: Letters) -> LatticeMode:
     """Return what the flow does with lattices: it finds them, unless they are the prior's."""
     return "fixed" if letters == "prior" else "free"
 
@@ -227,7 +227,7 @@ def generated_table(generated: Generated, properties: Properties, ids: Sequence[
     table = pd.DataFrame({str(column): columns[column] for column in Column if column in columns})
     if generated.found is not None:
         kept = generated.found
-        table[SOURCE] = ["" if item is None else item.source for item in kept]
+        table[KEPT] = ["" if item is None else "predicted" if item.source == PREDICTED else "own" for item in kept]
         table[ENERGY] = [math.nan if item is None else item.look.formation_energy_per_atom for item in kept]
     table[FAILURE] = [NO_COORDINATES if structure is None else "" for structure in generated.structures]
     return table
@@ -264,7 +264,7 @@ def main(words: Sequence[str]) -> None:
     prior = Prior(policy, config.chemistry, mixed_valence=config.mixed_valence)
     restrictions = config.restrict.to_restrictions()
     properties = build_properties(config.proxies)
-    lattice = lattice_mode(config.letters)
+    lattice = lattice_mode(config.letters or "composition")
     generator = careful_generator(config.structure, config.flow, lattice=lattice, n_draws=config.draws)
     environment(prior, restrictions)  # before the folder, so that restrictions that leave nothing leave no folder
     folder = create_run_folder(config, name="generate", output=config.output, argv=list(words))

@@ -26,7 +26,7 @@ from discover.structure.fingerprint import RADII, fingerprints, match_probabilit
 from discover.templates import Candidates, Query, Templates, as_proposals, element_distances, nearest
 from envs.crystal import MAX_ATOMIC_NUMBER, CrystalBatch
 from envs.symmetry import SYMMETRY
-from envs.wyckoff_operations import free_mask
+from envs.wyckoff_operations import is_rigid
 from policies.composition_prior import CompositionPrior
 from proxies.elements import PROPERTIES, element_properties
 
@@ -230,8 +230,8 @@ def arrangement_keys(crystals: CrystalBatch) -> Tensor:
 
 def found_probability(crystals: CrystalBatch) -> Tensor:
     """Return (n,) float64 probabilities that the structure generator finds a crystal, its letters being right."""
-    is_rigid = ~free_mask(crystals.space_group, crystals.letters).any(dim=2).any(dim=1)
-    return torch.where(is_rigid, FOUND_RIGID, FOUND_FREE).double()
+    rigid = is_rigid(crystals.space_group, crystals.letters)
+    return torch.where(rigid, FOUND_RIGID, FOUND_FREE).double()
 
 
 def cover(mass: Tensor, match: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:

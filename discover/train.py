@@ -21,7 +21,7 @@ USAGE = "python -m discover.train what=prior|composition_prior|proxy|trees|flow|
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train what the configuration names, write the weights, and return the figures that were used for choices."""
     output = Path(config.output)
-    given = {name: getattr(config, name) for name in ("epochs", "batch_size", "lr", "seed")}
+    given = {name: getattr(config, name) for name in ("epochs", "batch_size", "lr", "seed", "n_networks")}
     given = {name: value for name, value in given.items() if value is not None}
     if config.what == "prior":
         return dict(train_prior(config.data, output, PriorTraining(**given, minutes=config.minutes)))

@@ -111,6 +111,11 @@ def free_mask(space_group: Tensor, letters: Tensor) -> Tensor:
     return load_operations().is_free[space_group[:, None] - 1, letters.clamp(min=0)] & (letters >= 0)[..., None]
 
 
+def is_rigid(space_group: Tensor, letters: Tensor) -> Tensor:
+    """Return (n,) bool: crystals whose letters leave no parameter free, arguments as of `free_mask`."""
+    return ~free_mask(space_group, letters).any(dim=2).any(dim=1)
+
+
 def representative(space_group: Tensor, letters: Tensor, parameters: Tensor) -> Tensor:
     """Return (n, max_orbits, 3) fractional coordinates in [0, 1) of the first atom of each orbit, conventional cell.
 

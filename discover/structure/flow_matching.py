@@ -26,7 +26,7 @@ from discover.structure.torus import nearest_equivalent, wrap
 from envs.crystal import CrystalBatch
 from envs.lattice import IS_FREE, lattice_matrix
 from envs.symmetry import SYMMETRY
-from envs.wyckoff_operations import free_mask
+from envs.wyckoff_operations import is_rigid
 from policies.errors import CheckpointError
 
 SHIPPED = Path(__file__).parent / "pretrained" / "flow"
@@ -112,12 +112,12 @@ class FlowMatching:
         """
         _check(crystals)
         n = len(crystals)
-        is_rigid = ~free_mask(crystals.space_group, crystals.letters).any(dim=2).any(dim=1)
-        repeats = torch.where(is_rigid, 1, self.n_draws)
+        rigid = is_rigid(crystals.space_group, crystals.letters)
+        repeats = torch.where(rigid, 1, self.n_draws)
         owner = torch.repeat_interleave(torch.arange(n), repeats)
         draws = self.draw(crystals.select(owner), generator)
         score = _RATIO_WEIGHT * draws.score
-        several = (~is_rigid[owner]).nonzero().flatten()
+        several = (~rigid[owner]).nonzero().flatten()
         if self.n_draws > 1 and len(several):
             agreeing = agreement(crystals.select(owner[several]), draws.parameters[several], self.n_draws)
             score = score.index_add(0, several, agreeing)

@@ -12,11 +12,10 @@ from discover import generate as command
 from discover.candidates import Column
 from discover.data import prepare
 from discover.errors import ConfigError
-from discover.generate import ENERGY, FAILURE, SOURCE, Generated, generate
+from discover.generate import ENERGY, FAILURE, KEPT, Generated, generate
 from discover.structure.base import NO_COORDINATES, StructureGenerator
 from discover.structure.flow_matching import FlowMatching
 from discover.structure.random_baseline import RandomCoordinates
-from discover.structure_search import PREDICTED, SAMPLED
 from envs.crystal import CrystalBatch
 from envs.errors import RestrictionError
 from envs.restrictions import Restrictions
@@ -127,7 +126,7 @@ def test_the_table_says_which_structure_was_kept_and_its_energy(tmp_path: Path) 
     words = ["n=3", "restrict.elements=[Na,Cl]", "restrict.n_elements=2", "predicted=2", "draws=1", "n_workers=0"]
     command.main([*words, f"output={tmp_path / 'run'}"])
     table = pd.read_csv(tmp_path / "run" / "candidates.csv", keep_default_na=False)
-    assert set(table[SOURCE]) <= {SAMPLED, PREDICTED}
+    assert set(table[KEPT]) <= {"own", "predicted"}
     energies = table[ENERGY].astype(float)
     assert energies.between(-3.0, 3.0).all()
     assert len(set(energies)) > 1

@@ -282,6 +282,9 @@ def test_a_composition_without_any_prototype_says_what_to_do(folder: Path) -> No
         (["composition=TiO2", "source=generator", "templates=x.csv"], "does nothing with source=generator"),
         (["composition=TiO2", "source=templates", "templates=absent.csv"], "no data file at absent.csv"),
         (["composition=TiO2", "relax_steps=5"], "rank=chgnet"),
+        (["composition=TiO2", "draws=0"], "draws must be at least 1"),
+        (["composition=TiO2", "draws=1", "structure=random"], "draws is of structure=flow"),
+        (["composition=TiO2", "draws=1", "source=templates"], "draws is of structure=flow"),
         (["composition=TiO2", "rank=dft"], "rank takes one of model, chgnet"),
     ],
 )
@@ -298,6 +301,18 @@ def test_bad_questions_get_one_message_and_exit_code_2(
     assert captured.err.count("\n") == 1
     assert captured.out == ""
     assert not (tmp_path / "runs").exists()
+
+
+def test_draws_reach_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = set()
+
+    def record(self: FlowMatching, crystals: CrystalBatch, _: torch.Generator) -> list[Structure | None]:
+        asked.add((self.n_draws, self.n_steps))
+        return [None] * len(crystals)
+
+    monkeypatch.setattr(FlowMatching, "generate", record)
+    command.main(["composition=TiO2", "n=5", "source=generator", "draws=3", f"output={tmp_path / 'run'}"])
+    assert asked == {(3, 40), (1, 20)}
 
 
 def test_likely_letters_are_tried_again_before_unlikely_ones_are_tried_once() -> None:

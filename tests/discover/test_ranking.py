@@ -135,8 +135,12 @@ def test_the_prior_decides_where_nothing_else_is_known(ranking: Ranking) -> None
     proposals = proposals_of_prior(["NaCl", "TiO2"], [-1.0, -0.5])
     ranked, gains = ranking.rank(proposals, [{"Na": 1, "Cl": 1}], None)
     assert ranked.crystals.space_group.tolist() == [136, 225]
-    expected = torch.softmax(torch.tensor([-0.5, -1.0]).double(), dim=0) * found_probability(ranked.crystals)
+    expected = torch.softmax(torch.tensor([-0.5, -1.0]).double(), dim=0) * torch.tensor([0.77, 0.99])
     torch.testing.assert_close(gains, expected)
+
+
+def test_letters_that_leave_nothing_free_are_surer() -> None:
+    assert found_probability(crystal_batch(["NaCl", "TiO2"])).tolist() == pytest.approx([0.99, 0.77])
 
 
 def test_the_prior_moves_the_prototypes(templates: Templates, ranking: Ranking) -> None:
