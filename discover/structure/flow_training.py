@@ -24,8 +24,10 @@ from envs.lattice import IS_FREE
 from envs.symmetry import SYMMETRY
 from envs.wyckoff_operations import free_mask, transform_parameters
 from policies.ema import ExponentialMovingAverage
+from policies.errors import CheckpointError
 
 _CHECKPOINT_SECONDS = 60.0
+_MAY_CHANGE = ("epochs", "minutes")  # between calls that continue a training
 _BATCHES_SORTED_TOGETHER = 16  # crystals of a batch have similar numbers of orbits, so that little is padding
 #: Shares of training examples by clock of the lattice: in step with the parameters, later than them, at its end.
 _IN_STEP, _LATER = 0.45, 0.40
@@ -234,14 +236,17 @@ class FlowTrainer:
         """Continue from the checkpoint.
 
         Raises:
-            ValueError: If it belongs to other settings.
+            CheckpointError: If it belongs to other settings; a training may get longer or shorter.
         """
         with np.load(self.checkpoint, allow_pickle=False) as stored:
             arrays = {name: torch.from_numpy(stored[name]) for name in stored.files if name != "facts"}
             facts: dict[str, Any] = json.loads(str(stored["facts"]))
-        if facts["settings"]["network"] != asdict(self.settings.network):
-            raise ValueError(
-                f"{self.checkpoint} belongs to a network of other sizes; give another output folder or the same sizes"
+        theirs, ours = facts["settings"], asdict(self.settings)
+        other = [name for name in ours if name not in _MAY_CHANGE and theirs.get(name) != ours[name]]
+        if other:
+            raise CheckpointError(
+                f"{self.checkpoint} belongs to a training with other {', '.join(other)}; give another output folder or "
+                "the same settings"
             )
         self.network.load_state_dict(_part(arrays, "network."))
         self.average.load_state_dict(_part(arrays, "average."))

@@ -17,6 +17,7 @@ from discover.structure.orbit_batch import LatticeScale, OrbitBatch
 from discover.structure.orbits import to_structures
 from discover.structure.torus import wrap
 from envs.wyckoff_operations import free_mask
+from policies.errors import CheckpointError
 from tests.discover.structure.examples import textbook, textbook_batch
 
 SMALL = FlowTraining(
@@ -87,10 +88,26 @@ def test_a_killed_training_ends_like_one_that_was_not(tmp_path: Path) -> None:
         torch.testing.assert_close(value, resumed.network.state_dict()[name])
 
 
-def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("network", replace(SMALL, network=replace(SMALL.network, width=32))),
+        ("pairing", replace(SMALL, pairing=False)),
+        ("lr", replace(SMALL, lr=0.5)),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused(name: str, settings: FlowTraining, tmp_path: Path) -> None:
     trainer(tmp_path).save()
-    with pytest.raises(ValueError, match="other sizes"):
-        trainer(tmp_path, replace(SMALL, network=replace(SMALL.network, width=32)))
+    with pytest.raises(CheckpointError, match=f"with other {name};"):
+        trainer(tmp_path, settings)
+
+
+def test_a_training_may_get_longer(tmp_path: Path) -> None:
+    short = trainer(tmp_path)
+    short.run()
+    longer = trainer(tmp_path, replace(SMALL, epochs=SMALL.epochs + 1))
+    assert longer.step == short.step
+    assert longer.progress < 1.0
 
 
 def test_the_training_core_imports_torch_and_numpy_only() -> None:
