@@ -7,7 +7,6 @@ of stable ones, of formulas that were held out. What is kept are the averaged we
 
 import copy
 import json
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from envs.symmetry import SYMMETRY
 from policies.composition_network import STABLE, CompositionNetwork, NetworkConfig
 from policies.composition_prior import CompositionPrior, save_composition_prior
 from policies.ema import ExponentialMovingAverage
+from policies.training_state import check_same_training, learning_rate_factor, restore_training, training_tensors
 
 _KIND = "composition prior"
 _POOL = 8  # batches that are sorted by size together
@@ -166,7 +166,7 @@ class Trainer:
             loss = (weight * (terms.nll + settings.lattice_weight * terms.lattice)).sum() / weight.sum()
             over = self._progress(self.epoch + index / len(batches), self.seconds + time.monotonic() - started)
             for group in self.optimiser.param_groups:
-                group["lr"] = settings.lr * _schedule(over)
+                group["lr"] = settings.lr * learning_rate_factor(over)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), 2.0)
@@ -197,10 +197,7 @@ class Trainer:
 
     def save(self, stem: Path) -> None:
         """Write a checkpoint from which ``load`` continues."""
-        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        for index, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
+        tensors = training_tensors(self.network, self.average, self.optimiser)
         about = {
             "epoch": self.epoch,
             "seconds": self.seconds,
@@ -213,17 +210,11 @@ class Trainer:
         """Continue from what ``save`` wrote.
 
         Raises:
-            CheckpointError: If the checkpoint is missing or of another network.
+            CheckpointError: If the checkpoint is missing, or of a training with other settings.
         """
         tensors, state = load_checkpoint(stem, _KIND)
-        self.network.load_state_dict(_under(tensors, "network."))
-        self.average.load_state_dict(_under(tensors, "average."))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under(tensors, "optimiser.").items():
-            index, _, key = name.partition(".")
-            moments.setdefault(int(index), {})[key] = value
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        check_same_training(stem, state["settings"], asdict(self.settings))
+        restore_training(tensors, self.network, self.average, self.optimiser)
         self.epoch, self.seconds = int(state["epoch"]), float(state["seconds"])
         self.history = list(state["history"])
 
@@ -253,15 +244,6 @@ def _decayed(network: CompositionNetwork, weight_decay: float) -> list[dict[str,
     matrices = [parameter for parameter in network.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in network.parameters() if parameter.dim() <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-def _schedule(progress: float) -> float:
-    """Return the factor of the learning rate: a rise over the first twentieth, then a cosine to a hundredth."""
-    return min(1.0, 0.01 + 20.0 * progress) * max(0.01, 0.5 * (1.0 + math.cos(math.pi * progress)))
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def train_composition_prior(

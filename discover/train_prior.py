@@ -9,17 +9,18 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from discover.data import PreparedData, prepare
 from discover.errors import ConfigError
+from discover.run_folder import load_checkpoint, save_checkpoint
 from envs.crystal import CrystalBatch
 from envs.crystal_env import CrystalEnv
 from envs.equivalence import log_n_images, random_image
@@ -28,25 +29,30 @@ from policies.marginals import IndependentMarginals
 from policies.policy import CrystalPolicy, PolicyConfig
 from policies.pretrained import Prior, prior_space, save_policy
 from policies.rollout import walk
+from policies.training_state import check_same_training, learning_rate_factor, part, restore_training, training_tensors
 from policies.trajectories import merge
 
 STABLE = 0.08  # eV/atom above the hull, the criterion of MP-20
+NEARLY_STABLE = 0.3  # eV/atom above the hull; half as many crystals again, which the first epochs learn from too
 _INNER_FOLDS = 20  # one formula in twenty chooses the epoch
+_KIND = "prior"  # of the checkpoint
+_PROGRESS = ("epoch", "seconds", "best_nll", "best_epoch")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriorTraining:
     """How the prior is trained."""
 
-    epochs: int = 50
+    epochs: int = 80  # of which
+    pretraining: float = 0.6  # see the nearly stable crystals too, this share, and the rest the stable ones alone
     batch_size: int = 512
     lr: float = 2e-3
     weight_decay: float = 0.02
-    dropout: float = 0.05
+    dropout: float = 0.1
     width: int = 256
     depth: int = 3
     ema_decay: float = 0.998
-    minutes: float | None = None
+    minutes: float | None = None  # the learning rate is annealed in this time, or with the epochs
     seed: int = 0
 
 
@@ -63,70 +69,94 @@ class PriorFigures:
 CHEMISTRIES = ("any", "ionic")
 
 
-def stable_crystals(data: PreparedData) -> tuple[CrystalBatch, list[str]]:
-    """Return the crystals below 0.08 eV/atom above the hull and their formulas.
+def stable_crystals(data: PreparedData, limit: float = STABLE) -> tuple[CrystalBatch, list[str]]:
+    """Return the crystals less than `limit` (eV/atom) above the hull and their formulas.
 
     Raises:
         ConfigError: If there is none.
     """
     above = data.labels["e_above_hull"]
-    rows = torch.as_tensor(np.asarray(above) < STABLE).nonzero().flatten()
+    rows = torch.as_tensor(np.asarray(above) < limit).nonzero().flatten()
     if not len(rows):
-        raise ConfigError(f"no row has e_above_hull < {STABLE} eV/atom; the prior learns from such crystals only")
+        raise ConfigError(f"no row has e_above_hull < {limit} eV/atom; the prior learns from such crystals only")
     return data.crystals.select(rows), [str(data.formulas[int(row)]) for row in rows]
 
 
 @dataclass(frozen=True)
-class _Corpus:
+class Corpus:
     """The crystals that one of the two spaces can hold, split for training and for choosing the epoch."""
 
     env: CrystalEnv
-    train: CrystalBatch
-    inner: CrystalBatch
+    nearly_stable: CrystalBatch
+    stable: CrystalBatch
+    inner: CrystalBatch  # stable too
 
 
 def train_prior(data_path: Path | str, output: Path, settings: PriorTraining) -> dict[str, float]:
     """Train on a CSV in the field's form and write ``prior.safetensors`` and ``prior.json`` to ``output``.
 
-    The weights kept are those of the epoch with the lowest negative log-likelihood on one formula in twenty.
+    The weights kept are those of the epoch with the lowest negative log-likelihood on one formula in twenty. Called
+    again with the same arguments it continues from the checkpoint in ``output``.
 
     Returns:
         That likelihood in nats per crystal, by chemistry.
+
+    Raises:
+        ConfigError: If the data leave nothing to train on.
+        CheckpointError: If ``output`` holds the checkpoint of a training with other settings.
     """
     output.mkdir(parents=True, exist_ok=True)  # fails now, not after training, where it cannot be written
-    crystals, formulas = stable_crystals(prepare(data_path))
-    is_inner = torch.tensor([_fold(formula) == 0 for formula in formulas])
-    corpora = {}
-    for chemistry in CHEMISTRIES:
-        env = CrystalEnv(prior_space(chemistry))
-        legal = walk(env, crystals).legal
-        corpora[chemistry] = _Corpus(
-            env,
-            crystals.select((legal & ~is_inner).nonzero().flatten()),
-            crystals.select((legal & is_inner).nonzero().flatten()),
-        )
-        n_train, n_inner = len(corpora[chemistry].train), len(corpora[chemistry].inner)
-        if not n_train or not n_inner:
-            raise ConfigError(
-                f"{len(crystals)} stable crystals leave {n_train} to train on and {n_inner} to choose the epoch with "
-                f"(chemistry={chemistry}); both are needed, so give more data"
-            )
-    torch.manual_seed(settings.seed)
-    sizes = PolicyConfig.for_env(
-        corpora["any"].env, width=settings.width, depth=settings.depth, dropout=settings.dropout
-    )
-    policy = CrystalPolicy(sizes)
-    best, epoch = _fit(policy, corpora, settings)
+    corpora = corpora_of(prepare(data_path))
+    trainer = Trainer(corpora, settings)
+    stem = output / "checkpoint"
+    if stem.with_name("checkpoint.json").is_file():
+        trainer.load(stem)
+    while trainer.progress < 1.0:
+        nll = trainer.run_epoch()
+        print(f"epoch {trainer.epoch}: inner negative log-likelihood {nll} nats", flush=True)
+        trainer.save(stem)
     about = {
         "data": Path(data_path).name,
-        "n_crystals": {chemistry: len(corpus.train) for chemistry, corpus in corpora.items()},
-        "inner_nll": best,
-        "best_epoch": epoch,
+        "n_crystals": {chemistry: len(corpus.stable) for chemistry, corpus in corpora.items()},
+        "n_nearly_stable": {chemistry: len(corpus.nearly_stable) for chemistry, corpus in corpora.items()},
+        "inner_nll": trainer.best_nll,
+        "best_epoch": trainer.best_epoch,
+        "epochs": trainer.epoch,
+        "minutes": round(trainer.seconds / 60, 1),
         "settings": asdict(settings),
         "attribution": "Materials Project, CC BY 4.0, Jain et al. 2013, doi:10.1063/1.4812323",
     }
-    save_policy(output / "prior", policy, about)
-    return best
+    save_policy(output / "prior", trainer.best(), about)
+    return trainer.best_nll
+
+
+def corpora_of(data: PreparedData) -> dict[str, Corpus]:
+    """Return what the space of each chemistry holds of the data.
+
+    Raises:
+        ConfigError: If nothing is left to train on or to choose the epoch with.
+    """
+    corpora = {}
+    for chemistry in CHEMISTRIES:
+        env = CrystalEnv(prior_space(chemistry))
+        nearly_stable, _ = _split(env, data, NEARLY_STABLE)
+        stable, inner = _split(env, data, STABLE)
+        if not len(stable) or not len(inner):
+            raise ConfigError(
+                f"the stable crystals leave {len(stable)} to train on and {len(inner)} to choose the epoch with "
+                f"(chemistry={chemistry}); both are needed, so give more data"
+            )
+        corpora[chemistry] = Corpus(env, nearly_stable, stable, inner)
+    return corpora
+
+
+def _split(env: CrystalEnv, data: PreparedData, limit: float) -> tuple[CrystalBatch, CrystalBatch]:
+    """Return the crystals below `limit` (eV/atom above the hull) that `env` holds: to train on, and held out."""
+    crystals, formulas = stable_crystals(data, limit)
+    legal = walk(env, crystals).legal
+    held_out = torch.tensor([_fold(formula) == 0 for formula in formulas])
+    train, inner = (crystals.select((legal & rows).nonzero().flatten()) for rows in (~held_out, held_out))
+    return train, inner
 
 
 def evaluate_prior(data_path: Path | str, prior: Prior, train_path: Path | str | None = None) -> PriorFigures:
@@ -147,59 +177,112 @@ def evaluate_prior(data_path: Path | str, prior: Prior, train_path: Path | str |
     return PriorFigures(-float(log_prob.mean()), marginals, len(crystals), float(legal.double().mean()))
 
 
-def _fit(policy: CrystalPolicy, corpora: dict[str, _Corpus], settings: PriorTraining) -> tuple[dict[str, float], int]:
-    """Train ``policy`` in place, leave the best averaged weights in it, and return their inner NLL and epoch."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    optimiser = torch.optim.AdamW(policy.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    average = ExponentialMovingAverage(policy, settings.ema_decay)
-    inner = {chemistry: merge([walk(corpus.env, corpus.inner)]) for chemistry, corpus in corpora.items()}
-    n_steps = settings.epochs * sum(1 for _ in _batches(corpora, settings.batch_size, generator))
-    step, started, best_epoch = 0, time.monotonic(), 0
-    best, kept = dict.fromkeys(corpora, math.inf), average.state_dict()
-    for epoch in range(settings.epochs):
-        policy.train()
-        batches = list(_batches(corpora, settings.batch_size, generator))
-        for corpus, rows in tqdm(batches, desc=f"epoch {epoch + 1}/{settings.epochs}", disable=None, file=sys.stderr):
-            seen = random_image(corpus.train.select(rows), corpus.env.space.box, generator)
-            walks = walk(corpus.env, seen)
-            loss = -policy.log_prob(walks.records, walks.n)[walks.legal].mean()
-            for group in optimiser.param_groups:
-                group["lr"] = settings.lr * _schedule(step, n_steps)
-            optimiser.zero_grad(set_to_none=True)
+class Trainer:
+    """The prior in training, with all that is needed to continue it.
+
+    Args:
+        corpora: What to learn from, by chemistry.
+        settings: How.
+    """
+
+    def __init__(self, corpora: dict[str, Corpus], settings: PriorTraining) -> None:
+        self.corpora, self.settings = corpora, settings
+        torch.manual_seed(settings.seed)
+        env = next(iter(corpora.values())).env
+        sizes = PolicyConfig.for_env(env, width=settings.width, depth=settings.depth, dropout=settings.dropout)
+        self.policy = CrystalPolicy(sizes)
+        self.optimiser = torch.optim.AdamW(self.policy.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        self.average = ExponentialMovingAverage(self.policy, settings.ema_decay)
+        self.epoch, self.seconds = 0, 0.0
+        self.best_nll, self.best_epoch = dict.fromkeys(corpora, math.inf), 0
+        self._kept = self._averaged()
+        self._inner = {name: merge([walk(corpus.env, corpus.inner)]) for name, corpus in corpora.items()}
+
+    @property
+    def progress(self) -> float:
+        """How much of the schedule is over at the end of an epoch, 0 to 1, by epochs or by time."""
+        return self._progress(float(self.epoch), self.seconds)
+
+    def _progress(self, epochs: float, seconds: float) -> float:
+        over = epochs / self.settings.epochs
+        if self.settings.minutes is not None:
+            over = max(over, seconds / (60.0 * self.settings.minutes))
+        return min(over, 1.0)
+
+    def run_epoch(self) -> dict[str, float]:
+        """Pass over the data once and return the negative log-likelihoods on the inner split, nats per crystal."""
+        settings = self.settings
+        generator = torch.Generator().manual_seed(settings.seed * 1000 + self.epoch)
+        torch.manual_seed(settings.seed * 1000 + self.epoch)  # dropout; an epoch that is repeated repeats itself
+        pretraining = self.progress < settings.pretraining
+        data = [
+            (corpus.env, corpus.nearly_stable if pretraining else corpus.stable) for corpus in self.corpora.values()
+        ]
+        batches = _batches(data, settings.batch_size, generator)
+        started = time.monotonic()
+        self.policy.train()
+        title = f"epoch {self.epoch + 1}/{settings.epochs}"
+        for index, (env, crystals) in enumerate(tqdm(batches, desc=title, disable=None, file=sys.stderr)):
+            walks = walk(env, random_image(crystals, env.space.box, generator))
+            loss = -self.policy.log_prob(walks.records, walks.n)[walks.legal].mean()
+            over = self._progress(self.epoch + index / len(batches), self.seconds + time.monotonic() - started)
+            for group in self.optimiser.param_groups:
+                group["lr"] = settings.lr * learning_rate_factor(over)
+            self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(policy.parameters(), 5.0)
-            optimiser.step()
-            average.update()
-            step += 1
-        policy.eval()
-        with torch.no_grad(), average.swapped_in():
-            nll = {name: -float(policy.log_prob(*walks).mean()) for name, walks in inner.items()}
-        print(f"epoch {epoch + 1}: inner negative log-likelihood {nll} nats", flush=True)
-        if sum(nll.values()) < sum(best.values()):
-            best, best_epoch, kept = nll, epoch + 1, average.state_dict()
-        if settings.minutes is not None and time.monotonic() - started > 60 * settings.minutes:
-            break
-    kept.pop("n_updates")
-    policy.load_state_dict(kept)
-    return best, best_epoch
+            nn.utils.clip_grad_norm_(self.policy.parameters(), 5.0)
+            self.optimiser.step()
+            self.average.update()
+        self.epoch += 1
+        self.seconds += time.monotonic() - started
+        self.policy.eval()
+        with torch.no_grad(), self.average.swapped_in():
+            nll = {name: -float(self.policy.log_prob(*walks).mean()) for name, walks in self._inner.items()}
+        if sum(nll.values()) < sum(self.best_nll.values()):
+            self.best_nll, self.best_epoch, self._kept = nll, self.epoch, self._averaged()
+        return nll
+
+    def best(self) -> CrystalPolicy:
+        """Return a policy with the averaged weights of the best epoch."""
+        policy = CrystalPolicy(self.policy.config)
+        policy.load_state_dict(self._kept)
+        return policy
+
+    def save(self, stem: Path) -> None:
+        """Write a checkpoint from which ``load`` continues."""
+        tensors = training_tensors(self.policy, self.average, self.optimiser)
+        tensors |= {f"kept.{name}": value for name, value in self._kept.items()}
+        state = {name: getattr(self, name) for name in _PROGRESS}
+        save_checkpoint(stem, _KIND, tensors, {**state, "settings": asdict(self.settings)})
+
+    def load(self, stem: Path) -> None:
+        """Continue from what ``save`` wrote.
+
+        Raises:
+            CheckpointError: If the checkpoint is missing, or of a training with other settings.
+        """
+        tensors, state = load_checkpoint(stem, _KIND)
+        check_same_training(stem, state["settings"], asdict(self.settings))
+        restore_training(tensors, self.policy, self.average, self.optimiser)
+        self._kept = part(tensors, "kept.")
+        for name in _PROGRESS:
+            setattr(self, name, state[name])
+
+    def _averaged(self) -> dict[str, Tensor]:
+        with self.average.swapped_in():
+            return {name: value.detach().clone() for name, value in self.policy.state_dict().items()}
 
 
 def _batches(
-    corpora: dict[str, _Corpus], size: int, generator: torch.Generator
-) -> Iterator[tuple[_Corpus, torch.Tensor]]:
-    """Yield the batches of an epoch, those of both spaces in random order."""
+    data: Sequence[tuple[CrystalEnv, CrystalBatch]], size: int, generator: torch.Generator
+) -> list[tuple[CrystalEnv, CrystalBatch]]:
+    """Return the batches of an epoch, those of both spaces in random order."""
     batches = [
-        (corpus, rows)
-        for corpus in corpora.values()
-        for rows in torch.randperm(len(corpus.train), generator=generator).split(size)
+        (env, crystals.select(rows))
+        for env, crystals in data
+        for rows in torch.randperm(len(crystals), generator=generator).split(size)
     ]
-    for index in torch.randperm(len(batches), generator=generator).tolist():
-        yield batches[index]
-
-
-def _schedule(step: int, n_steps: int) -> float:
-    """Return the factor of the learning rate: a short rise, then a cosine to a hundredth."""
-    return min(1.0, (step + 1) / 200) * max(0.01, 0.5 * (1.0 + math.cos(math.pi * step / n_steps)))
+    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
 
 
 def _fold(formula: str) -> int:

@@ -24,6 +24,7 @@ from policies.losses import huber, log_partition_variance_loss, trajectory_balan
 from policies.policy import CrystalPolicy, Exploration, PolicyChooser
 from policies.replay import ReplayBuffer
 from policies.rollout import rollout, walk
+from policies.training_state import optimiser_tensors, part, restore_optimiser
 
 _PENALTY = huber(10.0)  # square where training ends, linear for the outliers of its start
 _GRADIENT_NORM = 10.0
@@ -189,7 +190,7 @@ class Trainer:
     @staticmethod
     def averaged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the averaged weights of the policy in what ``state`` returned."""
-        average = _part(tensors, "ema.")
+        average = part(tensors, "ema.")
         average.pop("n_updates", None)
         return average
 
@@ -200,8 +201,7 @@ class Trainer:
         tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
         tensors |= {f"replay.{name}": value for name, value in self.replay.state_dict().items()}
-        for index, values in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
+        tensors |= optimiser_tensors(self.optimiser)
         tensors |= {"generator": self.generator.get_state(), "log_Z": self.log_Z.detach()}
         return tensors, {"step": self.step, "n_queries": self.n_queries, "seconds": self.seconds}
 
@@ -212,15 +212,10 @@ class Trainer:
             CheckpointError: If it belongs to a different network.
         """
         try:
-            self.policy.load_state_dict(_part(tensors, "policy."))
-            self.ema.load_state_dict(_part(tensors, "ema."))
-            self.replay.load_state_dict(_part(tensors, "replay."))
-            optimiser: dict[int, dict[str, Tensor]] = {}
-            for name, value in _part(tensors, "optimiser.").items():
-                index, key = name.split(".", 1)
-                optimiser.setdefault(int(index), {})[key] = value
-            groups = self.optimiser.state_dict()["param_groups"]
-            self.optimiser.load_state_dict({"state": optimiser, "param_groups": groups})
+            self.policy.load_state_dict(part(tensors, "policy."))
+            self.ema.load_state_dict(part(tensors, "ema."))
+            self.replay.load_state_dict(part(tensors, "replay."))
+            restore_optimiser(tensors, self.optimiser)
             self.generator.set_state(tensors["generator"].to(torch.uint8))
             with torch.no_grad():
                 self.log_Z.copy_(tensors["log_Z"])
@@ -269,7 +264,3 @@ def _padded(crystals: CrystalBatch, width: int) -> CrystalBatch:
 def _odds(log_reward: Tensor) -> Tensor:
     """Return (n,) odds with which data are drawn: half of the draws uniform, half in proportion to √reward."""
     return 0.5 / len(log_reward) + 0.5 * torch.softmax(0.5 * log_reward, dim=0)
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

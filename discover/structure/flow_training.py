@@ -24,10 +24,9 @@ from envs.lattice import IS_FREE
 from envs.symmetry import SYMMETRY
 from envs.wyckoff_operations import free_mask, transform_parameters
 from policies.ema import ExponentialMovingAverage
-from policies.errors import CheckpointError
+from policies.training_state import check_same_training, restore_training, training_tensors
 
 _CHECKPOINT_SECONDS = 60.0
-_MAY_CHANGE = ("epochs", "minutes")  # between calls that continue a training
 _BATCHES_SORTED_TOGETHER = 16  # crystals of a batch have similar numbers of orbits, so that little is padding
 #: Shares of training examples by clock of the lattice: in step with the parameters, later than them, at its end.
 _IN_STEP, _LATER = 0.45, 0.40
@@ -219,10 +218,7 @@ class FlowTrainer:
 
     def save(self) -> None:
         """Write the checkpoint; an interrupted write leaves the old one."""
-        arrays = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        arrays |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        for index, values in self.optimiser.state_dict()["state"].items():
-            arrays |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
+        arrays = training_tensors(self.network, self.average, self.optimiser)
         arrays |= {"scale.mean": self.scale.mean, "scale.std": self.scale.std}
         facts = {"step": self.step, "epoch": self.epoch, "seconds": self.seconds, "settings": asdict(self.settings)}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -241,21 +237,8 @@ class FlowTrainer:
         with np.load(self.checkpoint, allow_pickle=False) as stored:
             arrays = {name: torch.from_numpy(stored[name]) for name in stored.files if name != "facts"}
             facts: dict[str, Any] = json.loads(str(stored["facts"]))
-        theirs, ours = facts["settings"], asdict(self.settings)
-        other = [name for name in ours if name not in _MAY_CHANGE and theirs.get(name) != ours[name]]
-        if other:
-            raise CheckpointError(
-                f"{self.checkpoint} belongs to a training with other {', '.join(other)}; give another output folder or "
-                "the same settings"
-            )
-        self.network.load_state_dict(_part(arrays, "network."))
-        self.average.load_state_dict(_part(arrays, "average."))
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, value in _part(arrays, "optimiser.").items():
-            index, key = name.split(".", 1)
-            states.setdefault(int(index), {})[key] = value
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": states, "param_groups": groups})
+        check_same_training(self.checkpoint, facts["settings"], asdict(self.settings))
+        restore_training(arrays, self.network, self.average, self.optimiser)
         self.step, self.epoch, self.seconds = facts["step"], facts["epoch"], facts["seconds"]
 
     def held_out_loss(self) -> tuple[float, float]:
@@ -341,7 +324,3 @@ def _join_processes(device: torch.device) -> tuple[int, int]:
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return distributed.get_rank(), distributed.get_world_size()
-
-
-def _part(arrays: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

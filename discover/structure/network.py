@@ -31,6 +31,7 @@ class FlowConfig:
     expansion: int = 2
     pair_force: bool = True
     n_descriptors: int = 24
+    dropout: float = 0.0  # of what each layer adds, while training
 
 
 class OrbitFormer(nn.Module):
@@ -136,6 +137,7 @@ class _Layer(nn.Module):
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
         width, self.n_heads = config.width, config.n_heads
+        self.drop = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulation.weight)
@@ -151,9 +153,9 @@ class _Layer(nn.Module):
         """Return the next hidden state (n, 1 + w, width); the first token is the cell."""
         scale_a, shift_a, gate_a, scale_b, shift_b, gate_b = self.modulation(state)[:, None].chunk(6, dim=-1)
         x = self.norm(hidden) * (1.0 + scale_a) + shift_a
-        hidden = hidden + (1.0 + gate_a) * self._attend(x, pair, is_token)
+        hidden = hidden + (1.0 + gate_a) * self.drop(self._attend(x, pair, is_token))
         x = self.norm(hidden) * (1.0 + scale_b) + shift_b
-        return hidden + (1.0 + gate_b) * self.down(functional.silu(self.up(x)))
+        return hidden + (1.0 + gate_b) * self.drop(self.down(functional.silu(self.up(x))))
 
     def _attend(self, x: Tensor, pair: Tensor, is_token: Tensor) -> Tensor:
         n, tokens, width = x.shape

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,55 +15,17 @@ from discover.train_composition_prior import (
     ranking_figures,
     train_composition_prior,
 )
-from envs.assignment import BUILDING_RANK
-from envs.crystal import CrystalBatch
-from envs.symmetry import SYMMETRY
 from policies.composition_network import STABLE, UNKNOWN, UNSTABLE, CompositionNetwork, NetworkConfig
 from policies.composition_prior import CompositionPrior, load_composition_prior
+from tests.discover.structure_types import of_known_types, prepared
 from tests.proxies.textbook import random_crystals
 
 SMALL = NetworkConfig(width=16, n_layers=1, n_heads=2, step_width=16, key_width=8, dropout=0.0)
-CATIONS, ANIONS = torch.tensor([3, 11, 12, 19, 20, 37, 38, 55, 56, 57]), torch.tensor([7, 8, 9, 16, 17, 34, 35, 53])
-#: Space group and letters of rock salt, fluorite and perovskite, cations first.
-TYPES = ((225, (0, 1)), (225, (0, 2)), (221, (0, 1, 2)))
-
-
-def textbook(n: int, seed: int = 0) -> CrystalBatch:
-    """Return n crystals whose structure type follows from their formula alone."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for index in range(n):
-        space_group, letters = TYPES[index % 3]
-        cations = CATIONS[torch.randperm(len(CATIONS), generator=generator)[: len(letters) - 1]]
-        cations = cations[BUILDING_RANK[cations].argsort()]  # which cation goes where follows from the formula
-        anion = ANIONS[torch.randint(len(ANIONS), (1,), generator=generator)]
-        letter = torch.tensor([letters])
-        counts = SYMMETRY.primitive_multiplicity[space_group - 1, letter]
-        lengths = torch.tensor([[4.0, 4.0, 4.0, 90.0, 90.0, 90.0]], dtype=torch.float64)
-        rows.append(
-            CrystalBatch(torch.tensor([space_group]), torch.cat([cations, anion])[None], letter, counts, lengths)
-        )
-    return CrystalBatch.cat(rows)
-
-
-def prepared(crystals: CrystalBatch, e_above_hull: torch.Tensor) -> PreparedData:
-    n = len(crystals)
-    unknown = torch.full((n,), torch.nan, dtype=torch.float64)
-    return PreparedData(
-        crystals=crystals,
-        positions=torch.zeros(*crystals.elements.shape, 3, dtype=torch.float64),
-        labels={"formation_energy_per_atom": unknown, "band_gap": unknown, "e_above_hull": e_above_hull},
-        ids=np.array([f"x-{i}" for i in range(n)]),
-        formulas=np.array(crystals.formulas()),
-        label_source=np.full(n, ""),
-        geometry=np.full(n, ""),
-        failures=(),
-    )
 
 
 @pytest.fixture(scope="module")
 def data() -> PreparedData:
-    crystals = textbook(480)
+    crystals = of_known_types(480)
     above = torch.zeros(len(crystals), dtype=torch.float64)
     above[::7], above[1::7] = 0.5, torch.nan
     return prepared(crystals, above)
@@ -140,6 +101,6 @@ def test_time_ends_a_training_whose_epochs_do_not(data: PreparedData) -> None:
 
 
 def test_data_without_stable_crystals_are_refused() -> None:
-    crystals = textbook(60)
+    crystals = of_known_types(60)
     with pytest.raises(ConfigError, match="stable ones"):
         split(prepared(crystals, torch.ones(60, dtype=torch.float64)))

@@ -1,0 +1,82 @@
+"""Training the prior end to end on made-up crystals of three structure types."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from discover.data import PreparedData, save_prepared
+from discover.errors import ConfigError
+from discover.train_prior import NEARLY_STABLE, STABLE, PriorTraining, Trainer, corpora_of, train_prior
+from policies.errors import CheckpointError
+from policies.pretrained import Prior, load_policy
+from tests.discover.structure_types import of_known_types, prepared
+
+SMALL = PriorTraining(epochs=3, batch_size=256, width=16, depth=1, ema_decay=0.5)
+
+
+@pytest.fixture(scope="module")
+def data() -> PreparedData:
+    above = torch.zeros(480, dtype=torch.float64)
+    above[::7], above[1::7], above[2::7] = (STABLE + NEARLY_STABLE) / 2, 1.0, torch.nan
+    return prepared(of_known_types(480), above)
+
+
+def test_both_parts_of_the_training_have_their_crystals_and_share_no_formula_with_the_inner_split(
+    data: PreparedData,
+) -> None:
+    for corpus in corpora_of(data).values():
+        assert len(corpus.nearly_stable) == pytest.approx(1.25 * len(corpus.stable), rel=0.05)
+        assert set(corpus.stable.formulas()) <= set(corpus.nearly_stable.formulas())
+        assert not set(corpus.nearly_stable.formulas()) & set(corpus.inner.formulas())
+
+
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(data: PreparedData, tmp_path: Path) -> None:
+    corpora = corpora_of(data)
+    whole = Trainer(corpora, SMALL)
+    whole.run_epoch()
+    whole.save(tmp_path / "stopped")
+    expected = [whole.run_epoch(), whole.run_epoch()]
+    resumed = Trainer(corpora, SMALL)
+    resumed.load(tmp_path / "stopped")
+    found = [resumed.run_epoch(), resumed.run_epoch()]
+    assert [value for nll in found for value in nll.values()] == pytest.approx(
+        [value for nll in expected for value in nll.values()], rel=1e-5
+    )
+    for name, value in whole.best().state_dict().items():
+        torch.testing.assert_close(value, resumed.best().state_dict()[name])
+
+
+def test_it_learns_and_is_not_trained_again_when_it_is_complete(data: PreparedData, tmp_path: Path) -> None:
+    save_prepared(data, tmp_path / "data.npz")
+    settings = replace(SMALL, epochs=12, lr=1e-2, width=64, batch_size=64)
+    untrained = Trainer(corpora_of(data), settings)
+    figures = train_prior(tmp_path / "data.npz", tmp_path / "out", settings)
+    for chemistry, corpus in corpora_of(data).items():
+        before = -Prior(untrained.best(), chemistry).log_prob(corpus.inner).mean()
+        after = -Prior(load_policy(tmp_path / "out" / "prior"), chemistry).log_prob(corpus.inner).mean()
+        assert after < before - 10.0
+        # letters that mean the same are counted together here, and apart in the figure that chose the epoch
+        assert after <= figures[chemistry] + 1e-3
+    written = (tmp_path / "out" / "checkpoint.json").stat().st_mtime_ns
+    assert train_prior(tmp_path / "data.npz", tmp_path / "out", settings) == figures
+    assert (tmp_path / "out" / "checkpoint.json").stat().st_mtime_ns == written
+
+
+def test_a_checkpoint_of_another_training_is_refused(data: PreparedData, tmp_path: Path) -> None:
+    corpora = corpora_of(data)
+    Trainer(corpora, SMALL).save(tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError, match="with other lr;"):
+        Trainer(corpora, replace(SMALL, lr=0.5)).load(tmp_path / "checkpoint")
+
+
+def test_time_ends_a_training_whose_epochs_do_not(data: PreparedData) -> None:
+    trainer = Trainer(corpora_of(data), replace(SMALL, epochs=10_000, minutes=1e-4))
+    trainer.run_epoch()
+    assert trainer.progress == 1
+
+
+def test_data_without_stable_crystals_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no row has e_above_hull"):
+        corpora_of(prepared(of_known_types(60), torch.ones(60, dtype=torch.float64)))
