@@ -24,6 +24,7 @@ from discover.run_folder import load_checkpoint, save_checkpoint
 from envs.crystal import CrystalBatch
 from envs.crystal_env import CrystalEnv
 from envs.equivalence import log_n_images, random_image
+from policies.element_sharing import ordinary_weights, share_by_properties
 from policies.ema import ExponentialMovingAverage
 from policies.marginals import IndependentMarginals
 from policies.policy import CrystalPolicy, PolicyConfig
@@ -31,10 +32,12 @@ from policies.pretrained import Prior, prior_space, save_policy
 from policies.rollout import walk
 from policies.training_state import check_same_training, learning_rate_factor, part, restore_training, training_tensors
 from policies.trajectories import merge
+from proxies.elements import element_properties
 
 STABLE = 0.08  # eV/atom above the hull, the criterion of MP-20
 NEARLY_STABLE = 0.3  # eV/atom above the hull; half as many crystals again, which the first epochs learn from too
 _INNER_FOLDS = 20  # one formula in twenty chooses the epoch
+_OXIDATION_STATES = range(-4, 9)
 _KIND = "prior"  # of the checkpoint
 _PROGRESS = ("epoch", "seconds", "best_nll", "best_epoch")
 
@@ -43,11 +46,11 @@ _PROGRESS = ("epoch", "seconds", "best_nll", "best_epoch")
 class PriorTraining:
     """How the prior is trained."""
 
-    epochs: int = 80  # of which
+    epochs: int = 72  # of which
     pretraining: float = 0.6  # see the nearly stable crystals too, this share, and the rest the stable ones alone
     batch_size: int = 512
     lr: float = 2e-3
-    weight_decay: float = 0.02
+    weight_decay: float = 0.1
     dropout: float = 0.1
     width: int = 256
     depth: int = 3
@@ -177,6 +180,13 @@ def evaluate_prior(data_path: Path | str, prior: Prior, train_path: Path | str |
     return PriorFigures(-float(log_prob.mean()), marginals, len(crystals), float(legal.double().mean()))
 
 
+def properties_of_elements(env: CrystalEnv) -> Tensor:
+    """Return (n_elements, d) standardised physical properties, and which oxidation states each element has."""
+    numbers = [element.atomic_number for element in env.elements]
+    states = torch.tensor([[q in element.oxidation_states for q in _OXIDATION_STATES] for element in env.elements])
+    return torch.cat([torch.from_numpy(element_properties()[numbers]), states.float()], dim=1)
+
+
 class Trainer:
     """The prior in training, with all that is needed to continue it.
 
@@ -191,6 +201,7 @@ class Trainer:
         env = next(iter(corpora.values())).env
         sizes = PolicyConfig.for_env(env, width=settings.width, depth=settings.depth, dropout=settings.dropout)
         self.policy = CrystalPolicy(sizes)
+        share_by_properties(self.policy, properties_of_elements(env))
         self.optimiser = torch.optim.AdamW(self.policy.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
         self.average = ExponentialMovingAverage(self.policy, settings.ema_decay)
         self.epoch, self.seconds = 0, 0.0
@@ -270,7 +281,7 @@ class Trainer:
 
     def _averaged(self) -> dict[str, Tensor]:
         with self.average.swapped_in():
-            return {name: value.detach().clone() for name, value in self.policy.state_dict().items()}
+            return ordinary_weights(self.policy)
 
 
 def _batches(
