@@ -838,6 +838,9 @@ class TrainConfig:
         None, "for what=composition_prior: members of the ensemble, which share the minutes; null: 3"
     )
     device: str | None = option(None, "for what=flow: cpu or cuda; null: cuda where there is one")
+    start: str | None = option(
+        None, "for what=flow: folder with the flow to start from, to refine it or to fit it to other data; null: none"
+    )
     seed: int = option(0, "random seed")
 
     def __post_init__(self) -> None:
@@ -850,6 +853,10 @@ class TrainConfig:
         _require(
             self.what == "flow" or self.device is None,
             f"device applies to what=flow; what={self.what} trains on the CPU. Drop it",
+        )
+        _require(
+            self.what == "flow" or self.start is None,
+            f"start applies to what=flow; what={self.what} starts from nothing. Drop it",
         )
         _require(
             self.what == "composition_prior" or self.n_networks is None,

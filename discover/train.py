@@ -26,10 +26,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.what == "prior":
         return dict(train_prior(config.data, output, PriorTraining(**given, minutes=config.minutes)))
     if config.what == "composition_prior":
-        settings = CompositionPriorTraining(**given, minutes=config.minutes)
-        return dict(train_composition_prior(config.data, output, settings))
+        priors = CompositionPriorTraining(**given, minutes=config.minutes)
+        return dict(train_composition_prior(config.data, output, priors))
     if config.what == "flow":
-        return train_flow(config.data, output, FlowTraining(**given, minutes=config.minutes), device=config.device)
+        settings = FlowTraining(**given, minutes=config.minutes)
+        start = None if config.start is None else Path(config.start)
+        return train_flow(config.data, output, settings, device=config.device, start=start)
     if config.what == "trees":
         if given.keys() - {"seed"} or config.minutes is not None:
             raise ConfigError("what=trees takes data, output and seed only; the trees have no epochs")

@@ -1,7 +1,7 @@
 """Prepare data for the flow and train it: ``python -m discover.train what=flow data=FILE.csv output=DIR``."""
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from discover.data import PreparedData, prepare
 from discover.errors import ConfigError
-from discover.structure.flow_matching import save_flow
+from discover.structure.flow_matching import load_flow, save_flow
 from discover.structure.flow_training import FlowTrainer, FlowTraining
 from discover.structure.orbit_batch import OrbitBatch
 from discover.structure.orbits import orbit_batch, parameters_of_data
@@ -21,7 +21,12 @@ _INNER_FOLDS = 40  # one formula in forty watches the training
 
 
 def train_flow(
-    data_path: Path | str, output: Path, settings: FlowTraining, *, device: str | None = None
+    data_path: Path | str,
+    output: Path,
+    settings: FlowTraining,
+    *,
+    device: str | None = None,
+    start: Path | None = None,
 ) -> dict[str, float]:
     """Train on a data set and write ``flow.safetensors`` and ``flow.json`` to ``output``.
 
@@ -33,16 +38,23 @@ def train_flow(
         output: Folder for weights, checkpoint and ``log.jsonl``.
         settings: How to train.
         device: "cpu" or "cuda"; None takes CUDA where there is one.
+        start: Folder whose ``flow.safetensors`` the training starts from, to refine it or to fit it to other data; its
+            sizes replace those of `settings`. None starts from nothing.
 
     Returns:
         Mean squared errors of the two velocities on the watched formulas.
 
     Raises:
         ConfigError: If nothing is left to train on, or the device does not exist.
+        CheckpointError: If `start` holds no flow, or `output` the checkpoint of a training with other settings.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("device=cuda, but torch sees no CUDA device here; drop it to train on the CPU")
+    given = None if start is None else load_flow(start / "flow")
+    if given is not None:
+        sizes = replace(given[0].config, dropout=settings.network.dropout)
+        settings = replace(settings, network=sizes)
     output.mkdir(parents=True, exist_ok=True)  # fails now, not after training, where it cannot be written
     data, watched = flow_data(prepare(data_path))
     if not len(data) or not len(watched):
@@ -50,7 +62,7 @@ def train_flow(
             f"{len(data)} crystals to train on and {len(watched)} to watch the training with; both are needed, so give "
             f"more data (rows with e_above_hull < {STABLE} eV/atom count, or all where there is no such column)"
         )
-    trainer = FlowTrainer(data, watched, settings, torch.from_numpy(element_properties()), output, device)
+    trainer = FlowTrainer(data, watched, settings, torch.from_numpy(element_properties()), output, device, given)
     with tqdm(total=100, initial=round(100 * trainer.progress), unit="%", desc="training", disable=None) as bar:
 
         def show(loss: float) -> None:
@@ -68,6 +80,7 @@ def train_flow(
             "steps": trainer.step,
             "hours": round(trainer.seconds / 3600, 2),
             "device": device,
+            "start": None if start is None else start.name,
             "settings": asdict(settings),
             **errors,
             "attribution": "Materials Project, CC BY 4.0, Jain et al. 2013, doi:10.1063/1.4812323",

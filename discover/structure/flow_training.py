@@ -147,6 +147,7 @@ class FlowTrainer:
         descriptors: (119, n) properties of the elements, saved with the weights.
         folder: Receives ``flow.checkpoint.npz`` and ``log.jsonl``.
         device: Where the network lives; data are prepared on the CPU.
+        start: Network, and the statistics of its lattices, to start from; None starts from nothing.
     """
 
     def __init__(
@@ -157,13 +158,16 @@ class FlowTrainer:
         descriptors: Tensor,
         folder: Path,
         device: torch.device | str = "cpu",
+        start: tuple[OrbitFormer, LatticeScale] | None = None,
     ) -> None:
         self.data, self.held_out, self.settings, self.folder = data, held_out, settings, folder
         self.device = torch.device(device)
         self.rank, self.world = _join_processes(self.device)
         torch.manual_seed(settings.seed)
         self.network = OrbitFormer(settings.network, descriptors).to(self.device)
-        self.scale = LatticeScale.fit(data)
+        self.scale = LatticeScale.fit(data) if start is None else start[1]
+        if start is not None:
+            self.network.load_state_dict(start[0].state_dict())
         self.average = ExponentialMovingAverage(self.network, settings.ema_decay)
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
@@ -239,6 +243,7 @@ class FlowTrainer:
             facts: dict[str, Any] = json.loads(str(stored["facts"]))
         check_same_training(self.checkpoint, facts["settings"], asdict(self.settings))
         restore_training(arrays, self.network, self.average, self.optimiser)
+        self.scale = LatticeScale(arrays["scale.mean"], arrays["scale.std"])
         self.step, self.epoch, self.seconds = facts["step"], facts["epoch"], facts["seconds"]
 
     def held_out_loss(self) -> tuple[float, float]:

@@ -102,6 +102,20 @@ def test_a_checkpoint_of_another_training_is_refused(name: str, settings: FlowTr
         trainer(tmp_path, settings)
 
 
+def test_a_training_starts_from_given_weights_and_their_scale(tmp_path: Path) -> None:
+    first = trainer(tmp_path / "first")
+    first.run()
+    scale = LatticeScale(first.scale.mean + 1.0, 2.0 * first.scale.std)  # of other data
+    start = (first.network, scale)
+    second = FlowTrainer(repeated(4), textbook_batch(), SMALL, DESCRIPTORS, tmp_path / "second", start=start)
+    for name, value in first.network.state_dict().items():
+        torch.testing.assert_close(second.averaged_weights()[name], value)
+    second.save()
+    resumed = trainer(tmp_path / "second")
+    torch.testing.assert_close(resumed.scale.mean, scale.mean)
+    torch.testing.assert_close(resumed.scale.std, scale.std)
+
+
 def test_a_training_may_get_longer(tmp_path: Path) -> None:
     short = trainer(tmp_path)
     short.run()
