@@ -832,7 +832,7 @@ class TrainConfig:
     batch_size: int | None = option(None, "crystals per step; null: the trainer's default")
     lr: float | None = option(None, "learning rate; null: the trainer's default")
     minutes: float | None = option(
-        None, "stop after this many minutes, with the best (prior) or fully annealed (composition_prior, flow) weights"
+        None, "priors and flow: train for this many minutes; the learning rate falls to its end within them"
     )
     n_networks: int | None = option(
         None, "for what=composition_prior: members of the ensemble, which share the minutes; null: 3"

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from policies import errors as policy_errors
+
 OUR_PACKAGES = frozenset({"discover", "envs", "policies", "proxies"})
 EXIT_USER_ERROR = 2
 EXIT_PAUSED = 3  # somebody else has to do something first
@@ -27,7 +29,7 @@ class RunFolderError(ValueError):
     """A run folder that cannot be created, written, read or resumed."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(policy_errors.CheckpointError):
     """A checkpoint that is missing, truncated, foreign, or made for something else."""
 
 

@@ -28,7 +28,13 @@ from envs.symmetry import SYMMETRY
 from policies.composition_network import STABLE, CompositionNetwork, NetworkConfig
 from policies.composition_prior import CompositionPrior, save_composition_prior
 from policies.ema import ExponentialMovingAverage
-from policies.training_state import check_same_training, learning_rate_factor, restore_training, training_tensors
+from policies.training_state import (
+    check_same_training,
+    digest,
+    learning_rate_factor,
+    restore_training,
+    training_tensors,
+)
 
 _KIND = "composition prior"
 _POOL = 8  # batches that are sorted by size together
@@ -137,6 +143,8 @@ class Trainer:
         self.epoch = 0
         self.seconds = 0.0  # spent in the epochs so far
         self.history: list[dict[str, float]] = []
+        data = digest(*vars(train.assignments.compositions).values(), train.assignments.slot, train.stability)
+        self._identity = asdict(settings) | {"data": data}
 
     @property
     def progress(self) -> float:
@@ -204,16 +212,16 @@ class Trainer:
             "history": self.history,
             "config": asdict(self.network.config),
         }
-        save_checkpoint(stem, _KIND, tensors, {**about, "settings": asdict(self.settings)})
+        save_checkpoint(stem, _KIND, tensors, {**about, "settings": self._identity})
 
     def load(self, stem: Path) -> None:
         """Continue from what ``save`` wrote.
 
         Raises:
-            CheckpointError: If the checkpoint is missing, or of a training with other settings.
+            CheckpointError: If the checkpoint is missing, or of a training with other settings or data.
         """
         tensors, state = load_checkpoint(stem, _KIND)
-        check_same_training(stem, state["settings"], asdict(self.settings))
+        check_same_training(stem, state["settings"], self._identity)
         restore_training(tensors, self.network, self.average, self.optimiser)
         self.epoch, self.seconds = int(state["epoch"]), float(state["seconds"])
         self.history = list(state["history"])

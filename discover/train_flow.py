@@ -80,7 +80,7 @@ def train_flow(
             "steps": trainer.step,
             "hours": round(trainer.seconds / 3600, 2),
             "device": device,
-            "start": None if start is None else start.name,
+            "start": None if start is None else start.resolve().name,
             "settings": asdict(settings),
             **errors,
             "attribution": "Materials Project, CC BY 4.0, Jain et al. 2013, doi:10.1063/1.4812323",

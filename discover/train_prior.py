@@ -30,7 +30,14 @@ from policies.marginals import IndependentMarginals
 from policies.policy import CrystalPolicy, PolicyConfig
 from policies.pretrained import Prior, prior_space, save_policy
 from policies.rollout import walk
-from policies.training_state import check_same_training, learning_rate_factor, part, restore_training, training_tensors
+from policies.training_state import (
+    check_same_training,
+    digest,
+    learning_rate_factor,
+    part,
+    restore_training,
+    training_tensors,
+)
 from policies.trajectories import merge
 from proxies.elements import element_properties
 
@@ -142,8 +149,8 @@ def corpora_of(data: PreparedData) -> dict[str, Corpus]:
     corpora = {}
     for chemistry in CHEMISTRIES:
         env = CrystalEnv(prior_space(chemistry))
-        nearly_stable, _ = _split(env, data, NEARLY_STABLE)
         stable, inner = _split(env, data, STABLE)
+        nearly_stable, _ = _split(env, data, NEARLY_STABLE)
         if not len(stable) or not len(inner):
             raise ConfigError(
                 f"the stable crystals leave {len(stable)} to train on and {len(inner)} to choose the epoch with "
@@ -207,6 +214,8 @@ class Trainer:
         self.epoch, self.seconds = 0, 0.0
         self.best_nll, self.best_epoch = dict.fromkeys(corpora, math.inf), 0
         self._kept = self._averaged()
+        data = (rows for corpus in corpora.values() for rows in (corpus.nearly_stable, corpus.stable, corpus.inner))
+        self._identity = asdict(settings) | {"data": digest(*(x for rows in data for x in vars(rows).values()))}
         self._inner = {name: merge([walk(corpus.env, corpus.inner)]) for name, corpus in corpora.items()}
 
     @property
@@ -220,16 +229,20 @@ class Trainer:
             over = max(over, seconds / (60.0 * self.settings.minutes))
         return min(over, 1.0)
 
+    @property
+    def lesson(self) -> list[tuple[CrystalEnv, CrystalBatch]]:
+        """What the coming epoch learns from: each chemistry's space and crystals."""
+        pretraining = self.progress < self.settings.pretraining
+        return [
+            (corpus.env, corpus.nearly_stable if pretraining else corpus.stable) for corpus in self.corpora.values()
+        ]
+
     def run_epoch(self) -> dict[str, float]:
         """Pass over the data once and return the negative log-likelihoods on the inner split, nats per crystal."""
         settings = self.settings
         generator = torch.Generator().manual_seed(settings.seed * 1000 + self.epoch)
         torch.manual_seed(settings.seed * 1000 + self.epoch)  # dropout; an epoch that is repeated repeats itself
-        pretraining = self.progress < settings.pretraining
-        data = [
-            (corpus.env, corpus.nearly_stable if pretraining else corpus.stable) for corpus in self.corpora.values()
-        ]
-        batches = _batches(data, settings.batch_size, generator)
+        batches = _batches(self.lesson, settings.batch_size, generator)
         started = time.monotonic()
         self.policy.train()
         title = f"epoch {self.epoch + 1}/{settings.epochs}"
@@ -264,16 +277,16 @@ class Trainer:
         tensors = training_tensors(self.policy, self.average, self.optimiser)
         tensors |= {f"kept.{name}": value for name, value in self._kept.items()}
         state = {name: getattr(self, name) for name in _PROGRESS}
-        save_checkpoint(stem, _KIND, tensors, {**state, "settings": asdict(self.settings)})
+        save_checkpoint(stem, _KIND, tensors, {**state, "settings": self._identity})
 
     def load(self, stem: Path) -> None:
         """Continue from what ``save`` wrote.
 
         Raises:
-            CheckpointError: If the checkpoint is missing, or of a training with other settings.
+            CheckpointError: If the checkpoint is missing, or of a training with other settings or data.
         """
         tensors, state = load_checkpoint(stem, _KIND)
-        check_same_training(stem, state["settings"], asdict(self.settings))
+        check_same_training(stem, state["settings"], self._identity)
         restore_training(tensors, self.policy, self.average, self.optimiser)
         self._kept = part(tensors, "kept.")
         for name in _PROGRESS:

@@ -22,16 +22,16 @@ _OWN, _MAP = ".parametrizations.weight.original", ".parametrizations.weight.0.ma
 
 
 class _Shared(nn.Module):
-    """Adds a linear map of the properties to the rows (or, ``by_column``, the columns) of the elements."""
+    """Adds a linear map of the properties to the elements' rows (or, ``by_column``, columns), from ``first`` on."""
 
     properties: Tensor
 
-    def __init__(self, properties: Tensor, weight: Tensor, *, by_column: bool) -> None:
+    def __init__(self, properties: Tensor, weight: Tensor, *, first: int, by_column: bool) -> None:
         super().__init__()
         self.by_column = by_column
         n_rows, width = weight.t().shape if by_column else weight.shape
         padded = torch.zeros(n_rows, properties.shape[1])  # what is no element (the end, letters) shares nothing
-        padded[: len(properties)] = properties
+        padded[first : first + len(properties)] = properties
         self.register_buffer("properties", padded, persistent=False)
         self.map = nn.Parameter(torch.zeros(properties.shape[1], width))
 
@@ -49,7 +49,8 @@ def share_by_properties(policy: CrystalPolicy, properties: Tensor) -> None:
     """
     scaled = properties / properties.shape[1] ** 0.5
     for module in (policy.dense, policy.element, policy.element_head, policy.count_element):
-        shared = _Shared(scaled, module.weight.detach(), by_column=module is policy.dense)
+        first = int(module is policy.element)  # row 0 of that table stands for "no element yet"
+        shared = _Shared(scaled, module.weight.detach(), first=first, by_column=module is policy.dense)
         parametrize.register_parametrization(module, "weight", shared)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -78,15 +79,28 @@ def learning_rate_factor(progress: float) -> float:
     return min(1.0, 0.01 + 20.0 * progress) * max(0.01, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
+def digest(*tensors: Tensor) -> str:
+    """Return what tells these tensors from others, to know the data of a training again."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
 def check_same_training(checkpoint: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Refuse to continue a training under other settings than those it was begun with.
+    """Refuse to continue a training with other settings or other data than those it was begun with.
+
+    Args:
+        checkpoint: Where it was found.
+        theirs: Settings in the checkpoint, and what else must be the same, such as the ``digest`` of the data.
+        ours: The same of the training that should continue.
 
     Raises:
-        CheckpointError: Naming the settings that differ.
+        CheckpointError: Naming what differs.
     """
     other = [name for name in ours if name not in _MAY_CHANGE and theirs.get(name) != ours[name]]
     if other:
         raise CheckpointError(
-            f"{checkpoint} belongs to a training with other {', '.join(other)}; give another output folder or the same "
-            "settings"
+            f"{checkpoint} belongs to a training with other {', '.join(other)}; give another output folder, or the same"
         )

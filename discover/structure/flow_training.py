@@ -25,7 +25,7 @@ from envs.lattice import IS_FREE
 from envs.symmetry import SYMMETRY
 from envs.wyckoff_operations import free_mask, transform_parameters
 from policies.ema import ExponentialMovingAverage
-from policies.training_state import check_same_training, restore_training, training_tensors
+from policies.training_state import check_same_training, digest, restore_training, training_tensors
 
 _CHECKPOINT_SECONDS = 60.0
 _BATCHES_SORTED_TOGETHER = 16  # crystals of a batch have similar numbers of orbits, so that little is padding
@@ -169,6 +169,8 @@ class FlowTrainer:
         self.scale = LatticeScale.fit(data) if start is None else start[1]
         if start is not None:
             self.network.load_state_dict(start[0].state_dict())
+        begun = None if start is None else digest(*self.network.state_dict().values())
+        self._identity = asdict(settings) | {"data": digest(*vars(data).values()), "start": begun}
         self.average = ExponentialMovingAverage(self.network, settings.ema_decay)
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
@@ -225,7 +227,7 @@ class FlowTrainer:
         """Write the checkpoint; an interrupted write leaves the old one."""
         arrays = training_tensors(self.network, self.average, self.optimiser)
         arrays |= {"scale.mean": self.scale.mean, "scale.std": self.scale.std}
-        facts = {"step": self.step, "epoch": self.epoch, "seconds": self.seconds, "settings": asdict(self.settings)}
+        facts = {"step": self.step, "epoch": self.epoch, "seconds": self.seconds, "settings": self._identity}
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.checkpoint.with_suffix(".partial")
         with partial.open("wb") as handle:
@@ -237,12 +239,13 @@ class FlowTrainer:
         """Continue from the checkpoint.
 
         Raises:
-            CheckpointError: If it belongs to other settings; a training may get longer or shorter.
+            CheckpointError: If it belongs to other settings, data or weights to start from; a training may get longer
+                or shorter.
         """
         with np.load(self.checkpoint, allow_pickle=False) as stored:
             arrays = {name: torch.from_numpy(stored[name]) for name in stored.files if name != "facts"}
             facts: dict[str, Any] = json.loads(str(stored["facts"]))
-        check_same_training(self.checkpoint, facts["settings"], asdict(self.settings))
+        check_same_training(self.checkpoint, facts["settings"], self._identity)
         restore_training(arrays, self.network, self.average, self.optimiser)
         self.scale = LatticeScale(arrays["scale.mean"], arrays["scale.std"])
         self.step, self.epoch, self.seconds = facts["step"], facts["epoch"], facts["seconds"]
@@ -263,7 +266,9 @@ class FlowTrainer:
         return float(mean[0]), float(mean[1])
 
     def _train_step(self, rows: Tensor) -> tuple[float, float]:
-        generator = torch.Generator().manual_seed(hash((self.settings.seed, self.step, self.rank)) % 2**62)
+        seed = hash((self.settings.seed, self.step, self.rank)) % 2**62
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)  # dropout; a step that is repeated repeats itself
         batch = random_setting(self.data.select(rows), generator)
         example = draw_example(batch, self.scale, generator, pairing=self.settings.pairing).to(self.device)
         lr = (

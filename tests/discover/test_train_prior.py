@@ -13,7 +13,7 @@ from policies.errors import CheckpointError
 from policies.pretrained import Prior, load_policy
 from tests.discover.structure_types import of_known_types, prepared
 
-SMALL = PriorTraining(epochs=3, batch_size=256, width=16, depth=1, ema_decay=0.5)
+SMALL = PriorTraining(epochs=3, batch_size=256, width=16, depth=2, ema_decay=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,19 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(data: Prepare
         torch.testing.assert_close(value, resumed.best().state_dict()[name])
 
 
+def test_the_first_part_of_the_training_sees_the_nearly_stable_crystals(data: PreparedData) -> None:
+    corpora = corpora_of(data)
+    trainer = Trainer(corpora, replace(SMALL, epochs=4, pretraining=0.5))
+    seen = []
+    while trainer.progress < 1:
+        seen.append([crystals for _, crystals in trainer.lesson])
+        trainer.run_epoch()
+    nearly_stable = [corpus.nearly_stable for corpus in corpora.values()]
+    stable = [corpus.stable for corpus in corpora.values()]
+    for found, expected in zip(seen, [nearly_stable, nearly_stable, stable, stable], strict=True):
+        assert all(one is other for one, other in zip(found, expected, strict=True))
+
+
 def test_it_learns_and_is_not_trained_again_when_it_is_complete(data: PreparedData, tmp_path: Path) -> None:
     save_prepared(data, tmp_path / "data.npz")
     settings = replace(SMALL, epochs=12, lr=1e-2, width=64, batch_size=64)
@@ -69,6 +82,9 @@ def test_a_checkpoint_of_another_training_is_refused(data: PreparedData, tmp_pat
     Trainer(corpora, SMALL).save(tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match="with other lr;"):
         Trainer(corpora, replace(SMALL, lr=0.5)).load(tmp_path / "checkpoint")
+    fewer = {name: replace(corpus, stable=corpus.stable.select([0, 1])) for name, corpus in corpora.items()}
+    with pytest.raises(CheckpointError, match="with other data;"):
+        Trainer(fewer, SMALL).load(tmp_path / "checkpoint")
 
 
 def test_time_ends_a_training_whose_epochs_do_not(data: PreparedData) -> None:
@@ -78,5 +94,6 @@ def test_time_ends_a_training_whose_epochs_do_not(data: PreparedData) -> None:
 
 
 def test_data_without_stable_crystals_are_refused() -> None:
-    with pytest.raises(ConfigError, match="no row has e_above_hull"):
-        corpora_of(prepared(of_known_types(60), torch.ones(60, dtype=torch.float64)))
+    for above in (0.2, 1.0):
+        with pytest.raises(ConfigError, match=r"no row has e_above_hull < 0\.08"):
+            corpora_of(prepared(of_known_types(60), torch.full((60,), above, dtype=torch.float64)))

@@ -36,14 +36,20 @@ def test_sharing_changes_nothing_at_first_and_its_folded_weights_are_the_same_fu
         torch.testing.assert_close(as_it_was.log_prob(walks.records, walks.n), after)
 
 
-def test_elements_of_equal_properties_learn_alike(env: CrystalEnv) -> None:
+def test_elements_of_equal_properties_learn_alike_in_every_table(env: CrystalEnv) -> None:
     policy = policy_of(env)
-    properties = torch.eye(2).repeat(env.n_elements, 1)[: env.n_elements]
-    share_by_properties(policy, properties)
-    with torch.no_grad():
-        policy.element_head.parametrizations.weight[0].map.normal_()
-        own = policy.element_head.parametrizations.weight.original
-        change = policy.element_head.weight - own
-    torch.testing.assert_close(change[0], change[2])
-    assert not torch.allclose(change[0], change[1])
-    torch.testing.assert_close(change[-1], torch.zeros(16))  # the end of a composition is no element
+    n = env.n_elements
+    share_by_properties(policy, torch.eye(2).repeat(n, 1)[:n])
+    # how the policy finds an element in each table: the last one chosen is one row further down, after "none yet"
+    tables = ((policy.dense, 0, True), (policy.element, 1, False), (policy.element_head, 0, False))
+    for module, first, by_column in (*tables, (policy.count_element, 0, False)):
+        with torch.no_grad():
+            module.parametrizations.weight[0].map.normal_()
+            change = module.weight - module.parametrizations.weight.original
+        change = change.t() if by_column else change
+        elements = change[first : first + n]
+        torch.testing.assert_close(elements[2:], elements[:-2])
+        assert not torch.allclose(elements[0], elements[1])
+        others = torch.cat([change[:first], change[first + n :]])
+        assert len(others)
+        assert not others.any()

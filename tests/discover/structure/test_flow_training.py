@@ -24,7 +24,7 @@ SMALL = FlowTraining(
     epochs=3,
     batch_size=6,
     ema_decay=0.9,
-    network=FlowConfig(width=16, n_layers=1, n_heads=2, pair_width=8, n_descriptors=2),
+    network=FlowConfig(width=16, n_layers=1, n_heads=2, pair_width=8, n_descriptors=2, dropout=0.1),
 )
 DESCRIPTORS = torch.randn(119, 2, generator=torch.Generator().manual_seed(0))
 
@@ -110,10 +110,15 @@ def test_a_training_starts_from_given_weights_and_their_scale(tmp_path: Path) ->
     second = FlowTrainer(repeated(4), textbook_batch(), SMALL, DESCRIPTORS, tmp_path / "second", start=start)
     for name, value in first.network.state_dict().items():
         torch.testing.assert_close(second.averaged_weights()[name], value)
-    second.save()
-    resumed = trainer(tmp_path / "second")
+    second.run()
+    resumed = FlowTrainer(repeated(4), textbook_batch(), SMALL, DESCRIPTORS, tmp_path / "second", start=start)
+    assert resumed.step == second.step
     torch.testing.assert_close(resumed.scale.mean, scale.mean)
     torch.testing.assert_close(resumed.scale.std, scale.std)
+    with pytest.raises(CheckpointError, match="with other start;"):
+        trainer(tmp_path / "second")
+    with pytest.raises(CheckpointError, match="with other data;"):
+        FlowTrainer(repeated(5), textbook_batch(), SMALL, DESCRIPTORS, tmp_path / "second", start=start)
 
 
 def test_a_training_may_get_longer(tmp_path: Path) -> None:
