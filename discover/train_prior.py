@@ -53,8 +53,8 @@ _PROGRESS = ("epoch", "seconds", "best_nll", "best_epoch")
 class PriorTraining:
     """How the prior is trained."""
 
-    epochs: int = 72  # of which
-    pretraining: float = 0.6  # see the nearly stable crystals too, this share, and the rest the stable ones alone
+    epochs: int = 72
+    pretraining: float = 0.6  # share of the training that sees the nearly stable crystals too, before the stable alone
     batch_size: int = 512
     lr: float = 2e-3
     weight_decay: float = 0.1

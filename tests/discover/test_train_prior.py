@@ -27,6 +27,7 @@ def test_both_parts_of_the_training_have_their_crystals_and_share_no_formula_wit
     data: PreparedData,
 ) -> None:
     for corpus in corpora_of(data).values():
+        # of each seven, four are stable and one is nearly so; formulas repeat
         assert len(corpus.nearly_stable) == pytest.approx(1.25 * len(corpus.stable), rel=0.05)
         assert set(corpus.stable.formulas()) <= set(corpus.nearly_stable.formulas())
         assert not set(corpus.nearly_stable.formulas()) & set(corpus.inner.formulas())
@@ -69,7 +70,7 @@ def test_it_learns_and_is_not_trained_again_when_it_is_complete(data: PreparedDa
     for chemistry, corpus in corpora_of(data).items():
         before = -Prior(untrained.best(), chemistry).log_prob(corpus.inner).mean()
         after = -Prior(load_policy(tmp_path / "out" / "prior"), chemistry).log_prob(corpus.inner).mean()
-        assert after < before - 10.0
+        assert after < before - 10.0  # nats: three structure types in place of anything
         # letters that mean the same are counted together here, and apart in the figure that chose the epoch
         assert after <= figures[chemistry] + 1e-3
     written = (tmp_path / "out" / "checkpoint.json").stat().st_mtime_ns
