@@ -3,7 +3,9 @@
 import hashlib
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -12,6 +14,7 @@ from discover.oracle.base import Oracle
 from discover.oracle.callable import CallableOracle
 from discover.oracle.chgnet import ChgnetOracle
 from discover.oracle.matgl_model import MatglOracle
+from discover.oracle.relax import single_point_energies
 from discover.properties import Properties
 from discover.reward import Reward, build_reward
 from discover.structure.base import StructureGenerator
@@ -28,7 +31,9 @@ from policies.policy import CrystalPolicy, PolicyConfig
 from policies.pretrained import SHIPPED, UNREPRESENTABLE, Prior, load_policy
 from proxies import DensityProxy, PropertyEnsemble, load_ensemble, load_pretrained
 
+Pick = Literal["agreement", "chgnet"]
 PROXIES = "proxies"  # folder of the proxies that a run of several rounds leaves
+_SPREAD = 0.5  # lattice temperature of draws that energies tell apart; without them the mean lattice is better
 _MUCH = 0.2  # share of crystals that the prior cannot represent beyond which the user is told
 _DRAWS = 4  # of coordinates for each structure of a command
 _POOL = 8192  # most samples of the prior that training mixes in as data
@@ -116,10 +121,29 @@ def build_generator(
 
 
 def careful_generator(
-    structure: str = "flow", flow: str | None = None, *, lattice: LatticeMode = "free", n_draws: int = CAREFUL_DRAWS
+    structure: str = "flow",
+    flow: str | None = None,
+    *,
+    lattice: LatticeMode = "free",
+    n_draws: int = CAREFUL_DRAWS,
+    pick: Pick = "agreement",
+    n_workers: int = 0,
 ) -> StructureGenerator:
-    """Return the generator for what is made without a search: the best of several draws of many steps."""
-    return build_generator(structure, flow, lattice=lattice, n_draws=n_draws, n_steps=CAREFUL_STEPS)
+    """Return the generator for what is made without a search: the best of several draws of many steps.
+
+    Args:
+        structure: "flow" or "random".
+        flow: Folder of a flow of one's own; None: the one that ships.
+        lattice: What the flow does with lattices.
+        n_draws: Draws per crystal.
+        pick: The draw that is kept: the one that others agree with, or that of lowest CHGNet energy as built.
+        n_workers: Processes that compute energies; 0 computes them in this one.
+    """
+    generator = build_generator(structure, flow, lattice=lattice, n_draws=n_draws, n_steps=CAREFUL_STEPS)
+    if pick == "chgnet" and isinstance(generator, FlowMatching):
+        energies = partial(single_point_energies, n_workers=n_workers)
+        return replace(generator, energies=energies, lattice_temperature=_SPREAD)
+    return generator
 
 
 def build_oracle(config: OracleConfig) -> Oracle:

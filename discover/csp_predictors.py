@@ -1,7 +1,7 @@
 """What structure prediction is evaluated with: `discover.predict` and its parts, each behind one interface."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +13,6 @@ from discover.data import prepare
 from discover.evaluate_csp import Predictor, Queries
 from discover.predict import Sources, predict
 from discover.structure.base import StructureGenerator
-from discover.structure.flow_matching import CAREFUL_DRAWS, CAREFUL_STEPS, FlowMatching
 from discover.structure.orbits import to_structures
 from discover.templates import Templates, load_templates, retrieve, templates_of_data
 
@@ -52,7 +51,7 @@ class FromTemplates:
 class FromWyckoff:
     """The flow in its free-lattice mode, `k` times for each crystal; the first of more are the same as of fewer."""
 
-    flow: FlowMatching
+    flow: StructureGenerator
 
     def __call__(self, queries: Queries, k: int, generator: torch.Generator) -> list[Sequence[Structure | None]]:
         """Return `k` structures with the space group and letters of each query.
@@ -63,17 +62,7 @@ class FromWyckoff:
         crystals = queries.crystals
         if crystals is None:
             raise ValueError("space groups and letters are needed: queries of given=wyckoff")
-        rounds: list[list[Structure | None]] = []
-        for _ in range(k):
-            draws = self.flow.best_draws(crystals, generator)
-            built = to_structures(replace(crystals, lattice_parameters=draws.cell), draws.parameters, primitive=True)
-            rounds.append(
-                [
-                    structure if ok else None
-                    for structure, ok in zip(built, draws.score.isfinite().tolist(), strict=True)
-                ]
-            )
-        return list(zip(*rounds, strict=True))
+        return list(zip(*(self.flow.generate(crystals, generator) for _ in range(k)), strict=True))
 
 
 def predictor_of(config: EvaluateConfig) -> Predictor:
@@ -83,12 +72,13 @@ def predictor_of(config: EvaluateConfig) -> Predictor:
         CheckpointError: If weights that ship are damaged.
         DataError: If the data set of templates cannot be used.
     """
+    pick = config.pick or "agreement"  # no flow, nothing to pick
     if config.given == "wyckoff":
-        return FromWyckoff(FlowMatching.load(lattice="free", n_draws=CAREFUL_DRAWS, n_steps=CAREFUL_STEPS))
+        return FromWyckoff(careful_generator(pick=pick))
     templates = None if config.templates is None else Path(config.templates)
     if config.source == "templates":
         return FromTemplates(load_templates() if templates is None else templates_of_data(prepare(templates)))
     if config.source == "random":
         return FromComposition(Sources.load("generator"), build_generator("random", None))
     source = "templates" if config.source == "ranked" else str(config.source)
-    return FromComposition(Sources.load(source, templates), careful_generator())
+    return FromComposition(Sources.load(source, templates), careful_generator(pick=pick))

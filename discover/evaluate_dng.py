@@ -170,7 +170,11 @@ def draw_sample(config: EvaluateConfig, training: Training | None, hull: Hull | 
         random = config.source == "random"
         letters = "prior" if random else config.letters or "composition"
         generator = careful_generator(
-            "random" if random else "flow", lattice=lattice_mode(letters), n_draws=config.draws
+            "random" if random else "flow",
+            lattice=lattice_mode(letters),
+            n_draws=config.draws,
+            pick=config.pick or "agreement",
+            n_workers=config.n_workers,
         )
         structures = generate(
             config.n,
@@ -180,7 +184,8 @@ def draw_sample(config: EvaluateConfig, training: Training | None, hull: Hull | 
             n_workers=config.n_workers,
             seed=config.seed,
         ).structures
-        name = "prior, random coordinates" if random else f"prior, letters={letters}, best of {config.draws} draws"
+        drawn = f"letters={letters}, best of {config.draws} draws, pick={config.pick}"
+        name = "prior, random coordinates" if random else f"prior, {drawn}"
     if config.predicted:
         name += f", the lowest in energy of these and {config.predicted} predicted"
     return Sample(name, structures, _cpu_seconds() - start)

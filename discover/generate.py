@@ -265,7 +265,14 @@ def main(words: Sequence[str]) -> None:
     restrictions = config.restrict.to_restrictions()
     properties = build_properties(config.proxies)
     lattice = lattice_mode(config.letters or "composition")
-    generator = careful_generator(config.structure, config.flow, lattice=lattice, n_draws=config.draws)
+    generator = careful_generator(
+        config.structure,
+        config.flow,
+        lattice=lattice,
+        n_draws=config.draws,
+        pick=config.pick,
+        n_workers=config.n_workers,
+    )
     environment(prior, restrictions)  # before the folder, so that restrictions that leave nothing leave no folder
     folder = create_run_folder(config, name="generate", output=config.output, argv=list(words))
     generated = generate(

@@ -190,7 +190,7 @@ def predict(
         n: Structures for each.
         sources: Where proposals come from; None: both that ship.
         generator: Finds coordinates of proposals that have none (see `build`); None: the flow that ships, the best of
-            eight draws.
+            eight draws without a potential.
         space_groups: The only ones to propose; None: any.
         sparing: Give proposals that are not likely, and further ones of the same letters, one draw of few steps,
             where the generator is a flow.
@@ -412,7 +412,7 @@ def run(config: PredictConfig, argv: Sequence[str]) -> tuple[RunFolder, pd.DataF
     )
     sources = Sources.load(config.source, None if config.templates is None else Path(config.templates))
     properties = build_properties(config.proxies)
-    generator = careful_generator(config.structure, config.flow, n_draws=config.draws)
+    generator = careful_generator(config.structure, config.flow, n_draws=config.draws, pick=config.pick)
     with _warnings_as_lines():
         (predictions,) = predict_queries(
             [query],

@@ -6,12 +6,14 @@ wrap(u_1 - u_0), and the network gives du/dt. Letters fix the symmetry, so every
 """
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from ase.data import covalent_radii
+from numpy.typing import ArrayLike
 from pymatgen.core import Structure
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -31,6 +33,7 @@ from policies.errors import CheckpointError
 
 SHIPPED = Path(__file__).parent / "pretrained" / "flow"
 LatticeMode = Literal["fixed", "refine", "free"]
+Energies = Callable[[Sequence[Structure]], ArrayLike]  # (n,) eV/atom of structures as they are, NaN where there is none
 Solver = Literal["euler", "heun"]
 #: Where the lattice's clock starts: a given cell is at its end, a nearly right one close to it, none at noise.
 LATTICE_START: dict[str, float] = {"fixed": 1.0, "refine": 0.8, "free": 0.0}
@@ -41,6 +44,7 @@ _RADII = torch.from_numpy(covalent_radii[:119]).float()
 _REPAIR_RATIO, _REPAIR_STEPS = 0.75, 20
 _AGREEMENT = 0.05
 _RATIO_WEIGHT = 3.0  # chosen on one formula in forty of the training data
+_BEFORE_ALL = 1e3  # a draw with an energy, which is above -1000 eV/atom, goes before one without
 _CHUNK = {"cpu": 64, "cuda": 2048}  # crystals at once: on a CPU the tensors of more leave the cache, four times slower
 
 
@@ -69,6 +73,7 @@ class FlowMatching:
         repair: Push atoms apart that are closer than 0.75 of the sum of their covalent radii.
         min_ratio: A structure whose shortest distance is below this multiple of the sum of radii is a failure; of
             3,000 materials of the training data the least is 0.47, and one in a thousand lies below 0.61.
+        energies: Tells draws of a crystal apart; None: how many others agree and how airy they are.
     """
 
     network: OrbitFormer
@@ -81,6 +86,7 @@ class FlowMatching:
     solver: Solver = "euler"
     repair: bool = True
     min_ratio: float = 0.45
+    energies: Energies | None = None
 
     @classmethod
     def load(cls, stem: Path = SHIPPED, **settings: Any) -> "FlowMatching":
@@ -108,7 +114,8 @@ class FlowMatching:
         """Return the best of ``n_draws`` draws of each crystal; a crystal without free parameters needs only one.
 
         The score of a draw is how many others agree with it (see ``agreement``) plus three times its shortest distance
-        over the sum of covalent radii, at most 1: frequent answers win over rare ones, airy over crowded ones.
+        over the sum of covalent radii, at most 1: frequent answers win over rare ones, airy over crowded ones. Where
+        there are ``energies``, the draw of lowest energy has the best score.
         """
         _check(crystals)
         n = len(crystals)
@@ -121,6 +128,8 @@ class FlowMatching:
         if self.n_draws > 1 and len(several):
             agreeing = agreement(crystals.select(owner[several]), draws.parameters[several], self.n_draws)
             score = score.index_add(0, several, agreeing)
+            if self.energies is not None:
+                score = _with_energies(self.energies, crystals.select(owner), draws, score, several)
         best = torch.full((n,), -torch.inf, dtype=torch.float64).scatter_reduce(0, owner, score, "amax")
         is_best = score == best[owner]
         chosen = torch.full((n,), len(owner)).scatter_reduce(0, owner[is_best], is_best.nonzero().flatten(), "amin")
@@ -231,6 +240,14 @@ def agreement(crystals: CrystalBatch, parameters: Tensor, n_draws: int) -> Tenso
         squared = (wrap(aligned - parameters).square().sum(dim=2) * share).sum(dim=1)
         total += torch.exp(-squared / _AGREEMENT**2)
     return total
+
+
+def _with_energies(energies: Energies, crystals: CrystalBatch, draws: Draws, score: Tensor, rows: Tensor) -> Tensor:
+    """Return (n,) scores in which those of `rows` that are structures and have an energy follow from it."""
+    rows = rows[score[rows] > -torch.inf]
+    built = replace(crystals.select(rows), lattice_parameters=draws.cell[rows])
+    energy = torch.as_tensor(energies(to_structures(built, draws.parameters[rows], primitive=True)), dtype=score.dtype)
+    return score.index_copy(0, rows, torch.where(energy.isfinite(), _BEFORE_ALL - energy, score[rows]))
 
 
 def save_flow(stem: Path, network: OrbitFormer, scale: LatticeScale, about: dict[str, Any]) -> None:

@@ -137,12 +137,13 @@ def test_draws_reach_the_flow(letters, lattice, tmp_path: Path, monkeypatch: pyt
     asked = []
 
     def record(self: FlowMatching, crystals: CrystalBatch, _: torch.Generator) -> list[Structure | None]:
-        asked.append((self.n_draws, self.n_steps, self.lattice))
+        asked.append((self.n_draws, self.n_steps, self.lattice, self.energies is not None))
         return [None] * len(crystals)
 
     monkeypatch.setattr(FlowMatching, "generate", record)
-    command.main(["n=3", "draws=3", f"letters={letters}", f"output={tmp_path / 'run'}"])
-    assert asked == [(3, 40, lattice)]
+    for pick in ("chgnet", "agreement"):
+        command.main(["n=3", "draws=3", f"letters={letters}", f"pick={pick}", f"output={tmp_path / pick}"])
+    assert asked == [(3, 40, lattice, True), (3, 40, lattice, False)]
 
 
 @pytest.mark.parametrize(
@@ -157,6 +158,8 @@ def test_draws_reach_the_flow(letters, lattice, tmp_path: Path, monkeypatch: pyt
         (["letters=likeliest", "restrict.length=[3,9]"], ConfigError, "restrict.length needs that of the prior"),
         (["draws=0"], ConfigError, "draws must be at least 1"),
         (["draws=2", "structure=random"], ConfigError, "draws is of structure=flow"),
+        (["pick=agreement", "structure=random"], ConfigError, "pick is of structure=flow"),
+        (["pick=agreement", "n_workers=1"], ConfigError, "n_workers computes energies"),
         (["format=pdb"], ConfigError, "format takes one of"),
     ],
 )

@@ -285,6 +285,7 @@ def test_a_composition_without_any_prototype_says_what_to_do(folder: Path) -> No
         (["composition=TiO2", "draws=0"], "draws must be at least 1"),
         (["composition=TiO2", "draws=1", "structure=random"], "draws is of structure=flow"),
         (["composition=TiO2", "draws=1", "source=templates"], "draws is of structure=flow"),
+        (["composition=TiO2", "pick=agreement", "source=templates"], "pick is of structure=flow"),
         (["composition=TiO2", "rank=dft"], "rank takes one of model, chgnet"),
     ],
 )
@@ -307,12 +308,15 @@ def test_draws_reach_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     asked = set()
 
     def record(self: FlowMatching, crystals: CrystalBatch, _: torch.Generator) -> list[Structure | None]:
-        asked.add((self.n_draws, self.n_steps))
+        asked.add((self.n_draws, self.n_steps, self.energies is not None))
         return [None] * len(crystals)
 
     monkeypatch.setattr(FlowMatching, "generate", record)
-    command.main(["composition=TiO2", "n=5", "source=generator", "draws=3", f"output={tmp_path / 'run'}"])
-    assert asked == {(3, 40), (1, 20)}
+    for pick in ("chgnet", "agreement"):
+        asked.clear()
+        words = ["composition=TiO2", "n=5", "source=generator", "draws=3", f"pick={pick}"]
+        command.main([*words, f"output={tmp_path / pick}"])
+        assert asked == {(3, 40, pick == "chgnet"), (1, 20, pick == "chgnet")}
 
 
 def test_likely_letters_are_tried_again_before_unlikely_ones_are_tried_once() -> None:

@@ -1,10 +1,12 @@
 """The flow finds coordinates: symmetry exact, failures contained, seeds respected."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from pymatgen.core import Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from discover.structure.base import StructureError
@@ -144,3 +146,33 @@ def test_the_shipped_flow_places_textbook_atoms() -> None:
         u = float(draws.parameters[row, 1, 0])
         equivalents = torch.tensor([u, 1.0 - u, u + 0.5, 0.5 - u]) % 1.0
         assert (equivalents - parameters[row, 1, 0]).abs().min() < 0.03
+
+
+def test_energies_choose_the_draw_and_only_among_structures() -> None:
+    """Every structure is handed over once, and the one of lowest energy is kept."""
+    crystals = many(textbook((RUTILE,))[0], 12)
+    seen: list[float] = []
+
+    def energies(structures: Sequence[Structure]) -> list[float]:
+        seen.extend(structure.distance_matrix[0, 2] for structure in structures)
+        return seen
+
+    plain = replace(untrained(min_ratio=0.6, repair=False, lattice="free"), n_draws=6)
+    every = plain.draw(crystals.select(torch.arange(12).repeat_interleave(6)), seeded())
+    chosen = replace(plain, energies=energies).best_draws(crystals, seeded())
+    made = every.score.isfinite()
+    assert 0 < int(made.sum()) == len(seen) < 72
+    energy = torch.full((72,), torch.inf, dtype=torch.float64).masked_scatter(made, torch.tensor(seen).double())
+    lowest = energy.view(12, 6).min(dim=1)
+    found = lowest.values.isfinite()
+    torch.testing.assert_close(chosen.score.isfinite(), found)
+    expected = every.parameters.view(12, 6, *every.parameters.shape[1:])[torch.arange(12), lowest.indices]
+    torch.testing.assert_close(chosen.parameters[found], expected[found])
+
+
+def test_without_an_energy_the_draws_that_agree_count() -> None:
+    crystals, _ = textbook()
+    plain = replace(untrained(min_ratio=0.0, lattice="free"), n_draws=5)
+    none = replace(plain, energies=lambda structures: [float("nan")] * len(structures))
+    for chosen, expected in zip(none.best_draws(crystals, seeded()), plain.best_draws(crystals, seeded()), strict=True):
+        assert torch.equal(chosen, expected)
