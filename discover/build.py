@@ -213,12 +213,13 @@ def start_policy(config: RunConfig, env: CrystalEnv, prior: Prior | None) -> Cry
     """Return the policy that training starts from: the prior's where the sizes agree, else a fresh one."""
     sizes = PolicyConfig.for_env(env, width=config.train.width, depth=config.train.depth)
     torch.manual_seed(config.seed)
-    policy = CrystalPolicy(sizes)
-    if prior is not None and replace(prior.policy.config, dropout=0.0) == sizes:
+    if prior is not None and replace(prior.policy.config, dropout=0.0, n_assignments=0) == sizes:
+        policy = CrystalPolicy(replace(prior.policy.config, dropout=0.0))
         policy.load_state_dict(prior.policy.state_dict())
-    elif prior is not None:
+        return policy
+    if prior is not None:
         print("training starts from random weights: the prior has a trunk of another size", file=sys.stderr)
-    return policy
+    return CrystalPolicy(sizes)
 
 
 def start_trainer(config: RunConfig, parts: Parts, *, number: int = 1) -> Trainer:

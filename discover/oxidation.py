@@ -11,7 +11,7 @@ of one state per element.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -77,6 +77,30 @@ def load_oxidation_states() -> OxidationStates:
             states[sign, z, i], log_frequency[sign, z, i] = state, log_share
         n_states[sign, z] = len(options)
     return OxidationStates(electronegativity, n_states, states, log_frequency)
+
+
+#: Electronegativity from which an element is an anion, where it can be, and how unusual the states of cations are:
+#: 0 the most frequent, 1 the second. Intermetallic-like pnictides, chalcogenides, oxo salts, nitrates.
+_USUAL = 0.03  # share of an element's structures from which a state is one of its usual ones
+_ASSIGNMENTS = ((2.04, 0), (2.04, 1), (2.5, 0), (3.0, 0), (3.0, 1), (3.4, 0))
+
+
+def usual_charges(atomic_numbers: Sequence[int]) -> Tensor:
+    """Return (6, n) float32 oxidation states of elements, one row for each of the usual ways to assign them.
+
+    They differ in which nonmetals are anions and in whether cations have their most or second most frequent state, as
+    the compounds of the ICSD do: phosphorus is P3- in Ca3P2 and P5+ in CaP2O6, iron Fe3+ or Fe2+.
+    """
+    table = load_oxidation_states()
+    usual = table.log_frequency[:, atomic_numbers] >= math.log(_USUAL)  # (2, n, most)
+    n_cation, n_anion = (usual & (table.states[:, atomic_numbers] != 0)).sum(dim=2)
+    rows = []
+    for threshold, rank in _ASSIGNMENTS:
+        may_be = (table.electronegativity[atomic_numbers] >= threshold) | (n_cation == 0)
+        is_anion = (n_anion > 0) & may_be
+        place = torch.where(is_anion, 0, (n_cation - 1).clamp(0, rank))
+        rows.append(table.states[is_anion.long(), atomic_numbers, place])
+    return torch.stack(rows).float()
 
 
 def oxidation_score(composition: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from discover.data import PreparedData, prepare
 from discover.errors import ConfigError
+from discover.oxidation import usual_charges
 from discover.run_folder import load_checkpoint, save_checkpoint
 from envs.crystal import CrystalBatch
 from envs.crystal_env import CrystalEnv
@@ -207,7 +208,9 @@ class Trainer:
         torch.manual_seed(settings.seed)
         env = next(iter(corpora.values())).env
         sizes = PolicyConfig.for_env(env, width=settings.width, depth=settings.depth, dropout=settings.dropout)
-        self.policy = CrystalPolicy(sizes)
+        charges = usual_charges([element.atomic_number for element in env.elements])
+        self.policy = CrystalPolicy(replace(sizes, n_assignments=len(charges)))
+        self.policy.set_assignments(charges, env.space.feature_scale[0])
         share_by_properties(self.policy, properties_of_elements(env))
         self.optimiser = torch.optim.AdamW(self.policy.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
         self.average = ExponentialMovingAverage(self.policy, settings.ema_decay)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _MIN_SCALE, _MAX_SCALE = 1e-3, 2.0  # of the logistic components, in unit coordinates
 _COUNT_WIDTH = 64
+_LEAST_CHARGE, _MOST_CHARGE = -16, 40  # of what is chosen so far; sums beyond it look like its ends
+_UNBALANCED = 10  # charge after a count from which it makes no difference how large it is
 DistributionT = TypeVar("DistributionT", MaskedCategorical, TruncatedLogisticMixture)
 _RESOLUTION = 16  # machine epsilons: intervals of unit coordinates below this width are widened to it
 
@@ -38,6 +40,7 @@ class PolicyConfig:
     depth: int = 3
     n_components: int = 6
     dropout: float = 0.0  # while training on data
+    n_assignments: int = 0  # ways to give every element an oxidation state; the policy sees the charges they add up to
 
     @classmethod
     def for_env(cls, env: CrystalEnv, *, width: int = 256, depth: int = 3, dropout: float = 0.0) -> PolicyConfig:
@@ -50,9 +53,13 @@ class CrystalPolicy(nn.Module):
 
     The first layer adds embeddings of what is categorical (stage and coordinate, lattice system, point
     symmetry, space group, last element) to a linear map of the rest; ``depth`` layers of ``width`` follow.
+    With assignments of oxidation states (``set_assignments``) it also adds an embedding of the total charge so far
+    under each, and counts are chosen in view of the charge that they leave: sums that layers would have to learn.
     """
 
     first_row: Tensor
+    charges: Tensor
+    atoms_per_feature: Tensor
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
@@ -82,6 +89,13 @@ class CrystalPolicy(nn.Module):
         self.letter_bias = nn.Embedding(N_SPACE_GROUPS, MAX_LETTERS)
         self.lattice_head = nn.Linear(width, N_COORDINATES * 3 * config.n_components)
         self._start_near_uniform()
+        if config.n_assignments:
+            self.register_buffer("charges", torch.zeros(config.n_assignments, config.n_elements))
+            self.register_buffer("atoms_per_feature", torch.ones(()))
+            self.charge = nn.Embedding(config.n_assignments * (_MOST_CHARGE - _LEAST_CHARGE + 1), width)
+            self.balance = nn.Linear(width, config.n_assignments * (2 * _UNBALANCED + 1))
+            for parameter in (self.charge.weight, self.balance.weight, self.balance.bias):
+                nn.init.zeros_(parameter)
 
     def _start_near_uniform(self) -> None:
         """Start with all legal actions about equally likely, and lattices spread over the physical box."""
@@ -102,12 +116,30 @@ class CrystalPolicy(nn.Module):
         with torch.no_grad():
             self.lattice_head.bias.copy_(bias.flatten())
 
+    def set_assignments(self, charges: Tensor, atoms_per_feature: int) -> None:
+        """Say which oxidation states the policy reckons with.
+
+        Args:
+            charges: (n_assignments, n_elements) state of each element, in the environment's order.
+            atoms_per_feature: Atoms that an observation shows as 1.
+        """
+        self.charges.copy_(charges)
+        self.atoms_per_feature.fill_(atoms_per_feature)
+
+    def total_charges(self, features: Tensor) -> Tensor:
+        """Return (n, n_assignments) int64 charges of what is chosen, from the dense features of observations."""
+        atoms = features[:, : self.config.n_elements].to(self.charges.dtype) * self.atoms_per_feature
+        return (atoms @ self.charges.t()).round().long()
+
     def encode(self, observation: Observation) -> Tensor:
         """Return (n, width) hidden state of each observation; observations may mix stages."""
         kind = torch.where(observation.coordinate >= 0, len(Stage) + observation.coordinate, observation.stage)
         chosen = (observation.system, observation.point, observation.group, observation.element)
         index = torch.stack([kind, *(value + 1 for value in chosen)], dim=1) + self.first_row
-        tables = (self.system.weight, self.point.weight, self.group.weight, self.element.weight)
+        tables = [self.system.weight, self.point.weight, self.group.weight, self.element.weight]
+        if self.config.n_assignments:
+            index = torch.cat([index, self._charge_rows(observation.dense)], dim=1)
+            tables.append(self.charge.weight)
         # One sum over all tables and a product on top of it move a quarter of the memory that one sum per table does.
         weights = torch.cat([self.stage.weight + self.dense.bias, *tables])
         dense = observation.dense.to(weights.dtype)
@@ -120,6 +152,13 @@ class CrystalPolicy(nn.Module):
                 x = nn.functional.dropout(x, self.config.dropout, self.training)
         return x
 
+    def _charge_rows(self, features: Tensor) -> Tensor:
+        """Return (n, n_assignments) rows of the total charges in the stack of all tables."""
+        tables = (self.stage, self.system, self.point, self.group, self.element)
+        n_charges = _MOST_CHARGE - _LEAST_CHARGE + 1
+        first = sum(table.num_embeddings for table in tables) + n_charges * torch.arange(self.config.n_assignments)
+        return self.total_charges(features).clamp(_LEAST_CHARGE, _MOST_CHARGE) - _LEAST_CHARGE + first
+
     def symmetry(self, stage: Stage, hidden: Tensor, mask: Tensor) -> MaskedCategorical:
         """Return the choice of lattice system, point symmetry or space group."""
         head = (self.system_head, self.point_head, self.group_head)[stage]
@@ -129,10 +168,21 @@ class CrystalPolicy(nn.Module):
         """Return the choice of the next element, or of the end of the composition."""
         return MaskedCategorical(self.element_head(hidden), mask)
 
-    def count(self, hidden: Tensor, element: Tensor, mask: Tensor) -> MaskedCategorical:
-        """Return the choice of how many atoms of ``element`` (n,)."""
+    def count(self, hidden: Tensor, element: Tensor, features: Tensor, mask: Tensor) -> MaskedCategorical:
+        """Return the choice of how many atoms of ``element`` (n,); ``features`` are those of the observations."""
         x = nn.functional.silu(self.count_in(hidden) + self.count_element(element))
-        return MaskedCategorical(self.count_out(x), mask)
+        logits = self.count_out(x)
+        if self.config.n_assignments:
+            logits = logits + self._balance(hidden, element, features)
+        return MaskedCategorical(logits, mask)
+
+    def _balance(self, hidden: Tensor, element: Tensor, features: Tensor) -> Tensor:
+        """Return (n, max_count + 1) what the charge after each count adds to its logit."""
+        scores = self.balance(hidden).unflatten(1, (self.config.n_assignments, -1))
+        states = nn.functional.pad(self.charges, (0, 1)).t()[element]  # the end of the composition carries none
+        counts = torch.arange(self.config.max_count + 1)
+        after = self.total_charges(features)[:, :, None] + (states[:, :, None] * counts).long()
+        return scores.gather(2, after.clamp(-_UNBALANCED, _UNBALANCED) + _UNBALANCED).sum(dim=1)
 
     def letter(self, hidden: Tensor, group: Tensor, mask: Tensor) -> MaskedCategorical:
         """Return the choice of a Wyckoff letter; letters of the same site symmetry share weights across groups."""
@@ -169,7 +219,9 @@ class CrystalPolicy(nn.Module):
             return self.lattice(hidden, record.action, record.interval).log_prob(record.unit.to(hidden.dtype))
         if record.stage == Stage.COMPOSITION:
             log_p = self.next_element(hidden, record.mask).log_prob(record.action)
-            return log_p + self.count(hidden, record.action, record.count_mask).log_prob(record.count)
+            features = record.observation.dense
+            features = features[record.source] if len(distinct) < len(record.source) else features
+            return log_p + self.count(hidden, record.action, features, record.count_mask).log_prob(record.count)
         if record.stage == Stage.WYCKOFF:
             return self.letter(hidden, record.observation.group, record.mask).log_prob(record.action)
         return self.symmetry(record.stage, hidden, record.mask).log_prob(record.action)
@@ -222,8 +274,7 @@ class PolicyChooser:
 
     def count(self, hidden: Tensor, element: Tensor, states: States, rows: Tensor, mask: Tensor) -> Tensor:
         """Return (n,) int64 drawn counts."""
-        del states
-        return self._draw_action(self.policy.count(hidden, element, mask), rows, None)
+        return self._draw_action(self.policy.count(hidden, element, states.features[rows], mask), rows, None)
 
     def unit(self, hidden: Tensor, rows: Tensor, coordinate: Tensor, interval: Tensor) -> Tensor:
         """Return (n,) float64 drawn unit coordinates."""

@@ -153,7 +153,7 @@ def single_points(
     return relax(structures, RelaxSettings(max_steps=0), n_workers=n_workers, progress=progress)
 
 
-def single_point_energies(structures: Sequence[Structure], *, n_workers: int = 0) -> NDArray[np.float64]:
+def single_point_energies(structures: Sequence[Structure | None], *, n_workers: int = 0) -> NDArray[np.float64]:
     """Return the energy of every structure as given, (n,) eV/atom, NaN where CHGNet gives none."""
     return values(single_points(structures, n_workers=n_workers, progress=n_workers > 0), "energy")
 

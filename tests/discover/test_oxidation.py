@@ -9,7 +9,7 @@ from pymatgen.core import Composition
 from torch import Tensor
 
 from discover.gap_scale import REFERENCE_GAPS
-from discover.oxidation import assign, assignment_strings, load_oxidation_states, oxidation_score
+from discover.oxidation import assign, assignment_strings, load_oxidation_states, oxidation_score, usual_charges
 from envs.chemistry import load_elements
 
 ELEMENTS = list(load_elements().values())
@@ -97,3 +97,22 @@ def test_the_score_tells_textbook_semiconductors_from_random_valid_compositions(
 def test_multiples_of_a_formula_score_the_same() -> None:
     one, three = oxidation_score(compositions("Fe2O3")), oxidation_score(3 * compositions("Fe2O3"))
     assert torch.equal(one, three)
+
+
+def test_usual_charges_are_states_of_the_elements_and_those_of_textbooks() -> None:
+    elements = list(load_elements().values())
+    charges = usual_charges([element.atomic_number for element in elements])
+    for column, element in zip(charges.t().tolist(), elements, strict=True):
+        assert set(column) <= set(element.oxidation_states)
+    seen = {element.symbol: set(column) for column, element in zip(charges.t().tolist(), elements, strict=True)}
+    assert [seen[symbol] for symbol in ("Na", "Ca", "Al", "O", "F")] == [{1}, {2}, {3}, {-2}, {-1}]
+    assert (seen["Fe"], seen["Cu"], seen["Sn"], seen["N"]) == ({2, 3}, {1, 2}, {2, 4}, {-3, 5})
+    assert {-3, 5} <= seen["P"]
+    assert {-2, 6} <= seen["S"]
+
+
+@pytest.mark.parametrize("formula", ["Al2O3", "FeO", "Ca3P2", "CaSO4", "Na3PS4", "KNO3", "SrTiO3", "Cu2O", "PbCl2"])
+def test_one_of_the_usual_ways_balances_a_textbook_salt(formula: str) -> None:
+    amounts = Composition(formula).get_el_amt_dict()
+    charges = usual_charges([load_elements()[symbol].atomic_number for symbol in amounts])
+    assert 0.0 in (charges @ torch.tensor(list(amounts.values()))).tolist()

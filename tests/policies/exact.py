@@ -140,7 +140,8 @@ class TabularPolicy(CrystalPolicy):
     def next_element(self, hidden: Tensor, mask: Tensor) -> MaskedCategorical:
         return MaskedCategorical(self.logits[hidden.long(), : mask.shape[1]], mask)
 
-    def count(self, hidden: Tensor, element: Tensor, mask: Tensor) -> MaskedCategorical:
+    def count(self, hidden: Tensor, element: Tensor, features: Tensor, mask: Tensor) -> MaskedCategorical:
+        del features
         return MaskedCategorical(self.count_logits[hidden.long(), element], mask)
 
     def letter(self, hidden: Tensor, group: Tensor, mask: Tensor) -> MaskedCategorical:

@@ -1,5 +1,7 @@
 """Tests of drawing with a policy: what it adds up while it draws is what its records say afterwards."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -17,10 +19,13 @@ def env(request: pytest.FixtureRequest) -> CrystalEnv:
     return CrystalEnv(restrict(SPACES[request.param](), Restrictions()))
 
 
-@pytest.fixture
-def policy(env: CrystalEnv) -> CrystalPolicy:
+@pytest.fixture(params=[0, 2], ids=["plain", "with charges"])
+def policy(env: CrystalEnv, request: pytest.FixtureRequest) -> CrystalPolicy:
     torch.manual_seed(0)
-    policy = CrystalPolicy(PolicyConfig.for_env(env, width=32))
+    policy = CrystalPolicy(replace(PolicyConfig.for_env(env, width=32), n_assignments=request.param))
+    if request.param:
+        charges = torch.randint(-3, 5, (request.param, env.n_elements))
+        policy.set_assignments(charges, env.space.feature_scale[0])
     with torch.no_grad():  # far from uniform, so that a wrong action or row shows
         for parameter in policy.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
