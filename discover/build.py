@@ -5,11 +5,10 @@ import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from discover.config import OracleConfig, RunConfig
+from discover.config import OracleConfig, Pick, RunConfig
 from discover.oracle.base import Oracle
 from discover.oracle.callable import CallableOracle
 from discover.oracle.chgnet import ChgnetOracle
@@ -31,7 +30,6 @@ from policies.policy import CrystalPolicy, PolicyConfig
 from policies.pretrained import SHIPPED, UNREPRESENTABLE, Prior, load_policy
 from proxies import DensityProxy, PropertyEnsemble, load_ensemble, load_pretrained
 
-Pick = Literal["agreement", "chgnet"]
 PROXIES = "proxies"  # folder of the proxies that a run of several rounds leaves
 _SPREAD = 0.5  # lattice temperature of draws that energies tell apart; without them the mean lattice is better
 _MUCH = 0.2  # share of crystals that the prior cannot represent beyond which the user is told
@@ -140,7 +138,7 @@ def careful_generator(
         n_workers: Processes that compute energies; 0 computes them in this one.
     """
     generator = build_generator(structure, flow, lattice=lattice, n_draws=n_draws, n_steps=CAREFUL_STEPS)
-    if pick == "chgnet" and isinstance(generator, FlowMatching):
+    if pick == "chgnet" and n_draws > 1 and isinstance(generator, FlowMatching):
         energies = partial(single_point_energies, n_workers=n_workers)
         return replace(generator, energies=energies, lattice_temperature=_SPREAD)
     return generator
@@ -213,7 +211,10 @@ def start_policy(config: RunConfig, env: CrystalEnv, prior: Prior | None) -> Cry
     """Return the policy that training starts from: the prior's where the sizes agree, else a fresh one."""
     sizes = PolicyConfig.for_env(env, width=config.train.width, depth=config.train.depth)
     torch.manual_seed(config.seed)
-    if prior is not None and replace(prior.policy.config, dropout=0.0, n_assignments=0) == sizes:
+    if (
+        prior is not None
+        and replace(prior.policy.config, dropout=0.0, assignments=(), feature_atoms=sizes.feature_atoms) == sizes
+    ):
         policy = CrystalPolicy(replace(prior.policy.config, dropout=0.0))
         policy.load_state_dict(prior.policy.state_dict())
         return policy

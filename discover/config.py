@@ -25,9 +25,10 @@ TARGET_UNITS = {"bandgap": "eV", "density": "g/cm^3"}
 DEFAULT_ALPHA = 1.0
 DEFAULT_BETA = {"formation_energy": 8.0, "density": 1.0, "bandgap": 4.0}
 DEFAULT_KAPPA = 1.0
+Pick = Literal["agreement", "chgnet"]
 _LOOKS_PER_CHECK = 8
 _PICK = (
-    "which of the draws is best: that of lowest CHGNet energy as built, 20 ms each (chgnet), or the one that others "
+    "which of the draws is best: that of lowest CHGNet energy as built, 15 ms each (chgnet), or the one that others "
     "agree with, without any potential (agreement)"
 )
 DEFAULT_POINT_TOLERANCE = 0.25  # exp(-8 (y - t)^2), as published
@@ -705,7 +706,7 @@ class PredictConfig:
         "flow", "how coordinates are found: flow (learned) or random (the baseline)"
     )
     draws: int = option(8, "coordinates that the flow draws for likely letters, the best is kept; 1 is faster")
-    pick: Literal["agreement", "chgnet"] = option("chgnet", _PICK)
+    pick: Pick = option("chgnet", _PICK)
     flow: str | None = option(None, "folder of a flow from discover.train what=flow; null: as shipped")
     format: Literal["cif", "extxyz", "poscar"] = option(
         "cif", "one CIF or POSCAR file each, or one extxyz file with all"
@@ -773,8 +774,10 @@ class GenerateConfig:
         "structures that discover.predict adds to each crystal's own, unless letters=prior; the one of lowest CHGNet "
         "energy is kept",
     )
-    draws: int = option(8, "coordinates that the flow draws for each crystal, the best is kept; 1 takes half the time")
-    pick: Literal["agreement", "chgnet"] = option("chgnet", _PICK)
+    draws: int = option(
+        8, "coordinates that the flow draws for each crystal, the best is kept; 1 takes a quarter of the time"
+    )
+    pick: Pick = option("chgnet", _PICK)
     n_workers: int = option(2, "processes that compute energies, for pick=chgnet and predicted")
     flow: str | None = option(None, "folder of a flow from discover.train what=flow; null: as shipped")
     format: Literal["cif", "extxyz", "poscar"] = option(
@@ -811,8 +814,10 @@ class GenerateConfig:
         _require(self.n_workers >= 0, f"n_workers must be at least 0, got {self.n_workers}")
         _require(self.structure == "flow" or self.pick == _default(self, "pick"), "pick is of structure=flow; drop it")
         _require(
-            self.predicted > 0 or (self.structure == "flow" and self.pick == "chgnet") or self.n_workers == 2,
-            "n_workers computes energies, for pick=chgnet or predicted=4 or so; drop it",
+            self.predicted > 0
+            or (self.structure == "flow" and self.pick == "chgnet" and self.draws > 1)
+            or self.n_workers == 2,
+            "n_workers computes energies, for pick=chgnet with several draws or predicted=4 or so; drop it",
         )
         bound = [f"restrict.{name}" for name in lattice] + (["structure=random"] if self.structure == "random" else [])
         if self.letters is None:
@@ -886,7 +891,10 @@ _EVALUATE_TAKES: dict[str, tuple[str, ...]] = {
     "proxy": ("data", "train_data", "weights"),
     "prior": ("data", "train_data", "weights"),
     "gap": ("data", "weights", "output", "n_workers"),
-    "csp": ("data", "n", "k", "given", "source", "pick", "templates", "output", "n_workers"),
+    "csp": (
+        *("data", "n", "k", "given", "source", "draws", "pick", "templates"),
+        *("output", "n_workers"),
+    ),
     "dng": (
         *("reference", "n", "train_data", "hull", "n_relax", "source", "letters", "draws", "pick", "predicted"),
         *("run", "structures", "output", "n_workers"),
@@ -932,8 +940,8 @@ class EvaluateConfig:
     letters: Literal["composition", "likeliest", "prior"] | None = option(
         None, "for task=dng and source=prior: what writes space group and letters, see discover.generate"
     )
-    draws: int = option(8, "for task=dng and source=prior: draws of coordinates, see discover.generate")
-    pick: Literal["agreement", "chgnet"] | None = option(None, f"for task=csp and dng with a flow: {_PICK}")
+    draws: int = option(8, "for task=csp and dng with a flow: draws of coordinates, see discover.generate")
+    pick: Pick | None = option(None, f"for task=csp and dng with a flow: {_PICK}")
     predicted: int = option(
         0, "for task=dng with source=prior or run: structures added to each crystal's own, see discover.generate"
     )
@@ -955,7 +963,9 @@ class EvaluateConfig:
         "for task=csp and dng: folder for figures.json and a table with one row a material or relaxed structure; for "
         "task=gap: folder that keeps what CHGNet sees, so that the next model takes seconds",
     )
-    n_workers: int = option(2, "for task=gap, csp and dng: processes that run CHGNet, compare, fingerprint and relax")
+    n_workers: int = option(
+        2, "for task=gap, csp and dng: processes that run CHGNet (csp: in this one), compare, fingerprint and relax"
+    )
     seed: int = option(0, "random seed")
 
     def __post_init__(self) -> None:
@@ -996,17 +1006,22 @@ class EvaluateConfig:
             self.given == "composition" or self.source == "generator",
             f"given=wyckoff leaves only coordinates and lattice to find: use source=generator, not {self.source}",
         )
-        self._check_pick(has_flow=self.source in ("both", "generator"))
+        self._check_draws(("both", "generator"))
         _require(
             self.templates is None or self.source in ("both", "templates", "ranked"),
             f"templates=FILE belongs to source=both, templates and ranked, not to source={self.source}; drop it",
         )
 
-    def _check_pick(self, *, has_flow: bool) -> None:
-        """Fill in what the commands do, or refuse it where nothing is drawn."""
-        _require(self.pick is None or has_flow, f"pick tells draws of the flow apart, source={self.source} has none")
-        if self.pick is None and has_flow:
-            object.__setattr__(self, "pick", _default(PredictConfig, "pick"))
+    def _check_draws(self, sources: tuple[str, ...]) -> None:
+        """Check what tells draws of the flow apart, which only some sources have, and fill in what commands do."""
+        _require(self.draws >= 1, f"draws must be at least 1, got {self.draws}")
+        for name in ("draws", "pick"):
+            _require(
+                self.source in sources or getattr(self, name) == _default(self, name),
+                f"{name} applies to source={' and source='.join(sources)}; drop it",
+            )
+        if self.pick is None and self.source in sources:
+            object.__setattr__(self, "pick", _default(GenerateConfig, "pick"))
 
     def _check_dng(self) -> None:
         """Check what only de novo generation takes."""
@@ -1031,11 +1046,7 @@ class EvaluateConfig:
             self.letters is None or self.source == "prior",
             "letters applies to source=prior; drop it",
         )
-        _require(self.draws >= 1, f"draws must be at least 1, got {self.draws}")
-        _require(
-            self.draws == _default(self, "draws") or self.source == "prior", "draws applies to source=prior; drop it"
-        )
-        self._check_pick(has_flow=self.source == "prior")
+        self._check_draws(("prior",))
         _require(self.predicted >= 0, f"predicted must be at least 0, got {self.predicted}")
         _require(
             not self.predicted or self.run is not None or (self.source == "prior" and self.letters != "prior"),

@@ -74,11 +74,11 @@ def predictor_of(config: EvaluateConfig) -> Predictor:
     """
     pick = config.pick or "agreement"  # no flow, nothing to pick
     if config.given == "wyckoff":
-        return FromWyckoff(careful_generator(pick=pick))
+        return FromWyckoff(careful_generator(n_draws=config.draws, pick=pick))
     templates = None if config.templates is None else Path(config.templates)
     if config.source == "templates":
         return FromTemplates(load_templates() if templates is None else templates_of_data(prepare(templates)))
     if config.source == "random":
         return FromComposition(Sources.load("generator"), build_generator("random", None))
     source = "templates" if config.source == "ranked" else str(config.source)
-    return FromComposition(Sources.load(source, templates), careful_generator(pick=pick))
+    return FromComposition(Sources.load(source, templates), careful_generator(n_draws=config.draws, pick=pick))

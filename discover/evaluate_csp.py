@@ -110,6 +110,7 @@ def evaluate_csp(config: EvaluateConfig, predictor: Predictor) -> dict[str, Any]
         **figures(matches, outcome, config.k),
         "given": config.given,
         "source": config.source,
+        "draws": config.draws,
         "pick": config.pick,
         "templates": config.templates,
         "seed": config.seed,

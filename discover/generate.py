@@ -83,9 +83,9 @@ def generate(
         letters: What writes space group and letters; None: see `default_letters`.
         restrictions: What the crystals may contain; None leaves the prior as it is, rare elements included.
         generator: Finds coordinates, and lattices unless ``letters="prior"``; None: the flow that ships, the best of
-            eight draws.
+            eight draws without a potential. The command has `careful_generator(pick="chgnet")`.
         predicted: Structures that `discover.predict` adds to each crystal's own; the one of lowest CHGNet energy is
-            kept. 0 asks for no energies.
+            kept.
         n_workers: Processes that compute them.
         seed: Of the crystals and of their coordinates.
 

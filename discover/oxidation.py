@@ -79,14 +79,21 @@ def load_oxidation_states() -> OxidationStates:
     return OxidationStates(electronegativity, n_states, states, log_frequency)
 
 
-#: Electronegativity from which an element is an anion, where it can be, and how unusual the states of cations are:
-#: 0 the most frequent, 1 the second. Intermetallic-like pnictides, chalcogenides, oxo salts, nitrates.
 _USUAL = 0.03  # share of an element's structures from which a state is one of its usual ones
-_ASSIGNMENTS = ((2.04, 0), (2.04, 1), (2.5, 0), (3.0, 0), (3.0, 1), (3.4, 0))
+#: Electronegativity from which an element is an anion, where it can be, and which state cations have, in the order of
+#: how usual they are (0 the first).
+_ASSIGNMENTS = (
+    (2.04, 0),  # Ca3P2, Fe2Te3, NaH
+    (2.04, 1),  # FeTe
+    (2.5, 0),  # Na3PS4
+    (3.0, 0),  # CaSO4, Ca3P2O8
+    (3.0, 1),  # FeSO4, SnCl2
+    (3.4, 0),  # KNO3, KClO4
+)
 
 
-def usual_charges(atomic_numbers: Sequence[int]) -> Tensor:
-    """Return (6, n) float32 oxidation states of elements, one row for each of the usual ways to assign them.
+def usual_charges(atomic_numbers: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Return the oxidation states of n elements, one row of n for each of six usual ways to assign them.
 
     They differ in which nonmetals are anions and in whether cations have their most or second most frequent state, as
     the compounds of the ICSD do: phosphorus is P3- in Ca3P2 and P5+ in CaP2O6, iron Fe3+ or Fe2+.
@@ -99,8 +106,8 @@ def usual_charges(atomic_numbers: Sequence[int]) -> Tensor:
         may_be = (table.electronegativity[atomic_numbers] >= threshold) | (n_cation == 0)
         is_anion = (n_anion > 0) & may_be
         place = torch.where(is_anion, 0, (n_cation - 1).clamp(0, rank))
-        rows.append(table.states[is_anion.long(), atomic_numbers, place])
-    return torch.stack(rows).float()
+        rows.append(tuple(table.states[is_anion.long(), atomic_numbers, place].tolist()))
+    return tuple(rows)
 
 
 def oxidation_score(composition: Tensor) -> Tensor:

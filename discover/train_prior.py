@@ -54,7 +54,7 @@ _PROGRESS = ("epoch", "seconds", "best_nll", "best_epoch")
 class PriorTraining:
     """How the prior is trained."""
 
-    epochs: int = 72
+    epochs: int = 110
     pretraining: float = 0.6  # share of the training that sees the nearly stable crystals too, before the stable alone
     batch_size: int = 512
     lr: float = 2e-3
@@ -209,8 +209,7 @@ class Trainer:
         env = next(iter(corpora.values())).env
         sizes = PolicyConfig.for_env(env, width=settings.width, depth=settings.depth, dropout=settings.dropout)
         charges = usual_charges([element.atomic_number for element in env.elements])
-        self.policy = CrystalPolicy(replace(sizes, n_assignments=len(charges)))
-        self.policy.set_assignments(charges, env.space.feature_scale[0])
+        self.policy = CrystalPolicy(replace(sizes, assignments=charges))
         share_by_properties(self.policy, properties_of_elements(env))
         self.optimiser = torch.optim.AdamW(self.policy.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
         self.average = ExponentialMovingAverage(self.policy, settings.ema_decay)

@@ -13,8 +13,13 @@ from typing import Any, TypeVar
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
+_BROKEN = "BrokenProcessPool"  # how the pool says so, of every task
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+
+class WorkersError(ValueError):
+    """No worker process could start."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ def map_in_workers(
 
     Raises:
         ValueError: If `n_workers` is negative.
+        WorkersError: If no worker could start, so that no task was tried.
     """
     if n_workers < 0:
         raise ValueError(f"n_workers must be at least 0, got {n_workers}")
@@ -76,6 +82,8 @@ def map_in_workers(
             raise
         finally:
             pool.join()
+    if all(isinstance(result, TaskFailure) and result.reason.startswith(_BROKEN) for result in results):
+        raise WorkersError("no worker process could start; what it said is above, and n_workers=0 works without them")
     return results
 
 

@@ -40,12 +40,19 @@ class PolicyConfig:
     depth: int = 3
     n_components: int = 6
     dropout: float = 0.0  # while training on data
-    n_assignments: int = 0  # ways to give every element an oxidation state; the policy sees the charges they add up to
+    #: Ways to give every element an oxidation state, in the environment's order: the policy sees what they add up to.
+    assignments: tuple[tuple[int, ...], ...] = ()
+    feature_atoms: int = 1  # atoms that an observation shows as 1
+
+    def __post_init__(self) -> None:
+        """Make tuples of what was read from a file as lists."""
+        object.__setattr__(self, "assignments", tuple(map(tuple, self.assignments)))
 
     @classmethod
     def for_env(cls, env: CrystalEnv, *, width: int = 256, depth: int = 3, dropout: float = 0.0) -> PolicyConfig:
         """Return the configuration that fits an environment."""
-        return cls(env.n_elements, env.max_count, env.n_features, width, depth, dropout=dropout)
+        scale = env.space.feature_scale[0]
+        return cls(env.n_elements, env.max_count, env.n_features, width, depth, dropout=dropout, feature_atoms=scale)
 
 
 class CrystalPolicy(nn.Module):
@@ -53,13 +60,13 @@ class CrystalPolicy(nn.Module):
 
     The first layer adds embeddings of what is categorical (stage and coordinate, lattice system, point
     symmetry, space group, last element) to a linear map of the rest; ``depth`` layers of ``width`` follow.
-    With assignments of oxidation states (``set_assignments``) it also adds an embedding of the total charge so far
-    under each, and counts are chosen in view of the charge that they leave: sums that layers would have to learn.
+    With assignments of oxidation states it also adds an embedding of the total charge so far under each, and counts
+    are chosen in view of the charge that they leave: sums that layers would have to learn.
     """
 
     first_row: Tensor
+    first_charge: Tensor
     charges: Tensor
-    atoms_per_feature: Tensor
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
@@ -89,13 +96,20 @@ class CrystalPolicy(nn.Module):
         self.letter_bias = nn.Embedding(N_SPACE_GROUPS, MAX_LETTERS)
         self.lattice_head = nn.Linear(width, N_COORDINATES * 3 * config.n_components)
         self._start_near_uniform()
-        if config.n_assignments:
-            self.register_buffer("charges", torch.zeros(config.n_assignments, config.n_elements))
-            self.register_buffer("atoms_per_feature", torch.ones(()))
-            self.charge = nn.Embedding(config.n_assignments * (_MOST_CHARGE - _LEAST_CHARGE + 1), width)
-            self.balance = nn.Linear(width, config.n_assignments * (2 * _UNBALANCED + 1))
-            for parameter in (self.charge.weight, self.balance.weight, self.balance.bias):
-                nn.init.zeros_(parameter)
+        if config.assignments:
+            self._add_charges(config.assignments)
+
+    def _add_charges(self, assignments: tuple[tuple[int, ...], ...]) -> None:
+        n, width, n_charges = len(assignments), self.config.width, _MOST_CHARGE - _LEAST_CHARGE + 1
+        end = self.first_row[-1] + self.element.num_embeddings
+        self.register_buffer("first_charge", end + n_charges * torch.arange(n), persistent=False)
+        # The end of the composition, one column more, carries none.
+        charges = nn.functional.pad(torch.tensor(assignments), (0, 1))
+        self.register_buffer("charges", charges, persistent=False)  # (n, n_elements + 1) int64
+        self.charge = nn.Embedding(n * n_charges, width)
+        self.balance = nn.Linear(width, n * (2 * _UNBALANCED + 1))
+        for parameter in (self.charge.weight, self.balance.weight, self.balance.bias):
+            nn.init.zeros_(parameter)
 
     def _start_near_uniform(self) -> None:
         """Start with all legal actions about equally likely, and lattices spread over the physical box."""
@@ -116,20 +130,10 @@ class CrystalPolicy(nn.Module):
         with torch.no_grad():
             self.lattice_head.bias.copy_(bias.flatten())
 
-    def set_assignments(self, charges: Tensor, atoms_per_feature: int) -> None:
-        """Say which oxidation states the policy reckons with.
-
-        Args:
-            charges: (n_assignments, n_elements) state of each element, in the environment's order.
-            atoms_per_feature: Atoms that an observation shows as 1.
-        """
-        self.charges.copy_(charges)
-        self.atoms_per_feature.fill_(atoms_per_feature)
-
     def total_charges(self, features: Tensor) -> Tensor:
         """Return (n, n_assignments) int64 charges of what is chosen, from the dense features of observations."""
-        atoms = features[:, : self.config.n_elements].to(self.charges.dtype) * self.atoms_per_feature
-        return (atoms @ self.charges.t()).round().long()
+        atoms = features[:, : self.config.n_elements] * self.config.feature_atoms
+        return (atoms @ self.charges[:, :-1].t().to(atoms.dtype)).round().long()
 
     def encode(self, observation: Observation) -> Tensor:
         """Return (n, width) hidden state of each observation; observations may mix stages."""
@@ -137,8 +141,9 @@ class CrystalPolicy(nn.Module):
         chosen = (observation.system, observation.point, observation.group, observation.element)
         index = torch.stack([kind, *(value + 1 for value in chosen)], dim=1) + self.first_row
         tables = [self.system.weight, self.point.weight, self.group.weight, self.element.weight]
-        if self.config.n_assignments:
-            index = torch.cat([index, self._charge_rows(observation.dense)], dim=1)
+        if self.config.assignments:
+            total = self.total_charges(observation.dense).clamp(_LEAST_CHARGE, _MOST_CHARGE)
+            index = torch.cat([index, total - _LEAST_CHARGE + self.first_charge], dim=1)
             tables.append(self.charge.weight)
         # One sum over all tables and a product on top of it move a quarter of the memory that one sum per table does.
         weights = torch.cat([self.stage.weight + self.dense.bias, *tables])
@@ -151,13 +156,6 @@ class CrystalPolicy(nn.Module):
             if self.config.dropout > 0.0:
                 x = nn.functional.dropout(x, self.config.dropout, self.training)
         return x
-
-    def _charge_rows(self, features: Tensor) -> Tensor:
-        """Return (n, n_assignments) rows of the total charges in the stack of all tables."""
-        tables = (self.stage, self.system, self.point, self.group, self.element)
-        n_charges = _MOST_CHARGE - _LEAST_CHARGE + 1
-        first = sum(table.num_embeddings for table in tables) + n_charges * torch.arange(self.config.n_assignments)
-        return self.total_charges(features).clamp(_LEAST_CHARGE, _MOST_CHARGE) - _LEAST_CHARGE + first
 
     def symmetry(self, stage: Stage, hidden: Tensor, mask: Tensor) -> MaskedCategorical:
         """Return the choice of lattice system, point symmetry or space group."""
@@ -172,17 +170,12 @@ class CrystalPolicy(nn.Module):
         """Return the choice of how many atoms of ``element`` (n,); ``features`` are those of the observations."""
         x = nn.functional.silu(self.count_in(hidden) + self.count_element(element))
         logits = self.count_out(x)
-        if self.config.n_assignments:
-            logits = logits + self._balance(hidden, element, features)
+        if self.config.assignments:
+            scores = self.balance(hidden).unflatten(1, (len(self.charges), -1))
+            added = self.charges.t()[element][:, :, None] * torch.arange(self.config.max_count + 1)
+            after = (self.total_charges(features)[:, :, None] + added).clamp(-_UNBALANCED, _UNBALANCED)
+            logits = logits + scores.gather(2, after + _UNBALANCED).sum(dim=1)
         return MaskedCategorical(logits, mask)
-
-    def _balance(self, hidden: Tensor, element: Tensor, features: Tensor) -> Tensor:
-        """Return (n, max_count + 1) what the charge after each count adds to its logit."""
-        scores = self.balance(hidden).unflatten(1, (self.config.n_assignments, -1))
-        states = nn.functional.pad(self.charges, (0, 1)).t()[element]  # the end of the composition carries none
-        counts = torch.arange(self.config.max_count + 1)
-        after = self.total_charges(features)[:, :, None] + (states[:, :, None] * counts).long()
-        return scores.gather(2, after.clamp(-_UNBALANCED, _UNBALANCED) + _UNBALANCED).sum(dim=1)
 
     def letter(self, hidden: Tensor, group: Tensor, mask: Tensor) -> MaskedCategorical:
         """Return the choice of a Wyckoff letter; letters of the same site symmetry share weights across groups."""

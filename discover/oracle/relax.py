@@ -154,8 +154,16 @@ def single_points(
 
 
 def single_point_energies(structures: Sequence[Structure | None], *, n_workers: int = 0) -> NDArray[np.float64]:
-    """Return the energy of every structure as given, (n,) eV/atom, NaN where CHGNet gives none."""
-    return values(single_points(structures, n_workers=n_workers, progress=n_workers > 0), "energy")
+    """Return the energy of every structure as given, (n,) eV/atom, NaN where CHGNet gives none.
+
+    Raises:
+        WorkersError: If no worker could start.
+    """
+    n_threads = torch.get_num_threads()
+    try:
+        return values(single_points(structures, n_workers=n_workers, progress=n_workers > 0), "energy")
+    finally:
+        torch.set_num_threads(n_threads)  # energies in this process take one, the caller may have more
 
 
 def relax_one(

@@ -111,7 +111,7 @@ class FlowMatching:
         ]
 
     def best_draws(self, crystals: CrystalBatch, generator: torch.Generator) -> Draws:
-        """Return the best of ``n_draws`` draws of each crystal; a crystal without free parameters needs only one.
+        """Return the best of ``n_draws`` draws of each crystal; one in which nothing is drawn needs only one.
 
         The score of a draw is how many others agree with it (see ``agreement``) plus three times its shortest distance
         over the sum of covalent radii, at most 1: frequent answers win over rare ones, airy over crowded ones. Where
@@ -119,17 +119,19 @@ class FlowMatching:
         """
         _check(crystals)
         n = len(crystals)
-        rigid = is_rigid(crystals.space_group, crystals.letters)
-        repeats = torch.where(rigid, 1, self.n_draws)
+        # Without free parameters only lattices can differ, which nothing but energies tells apart.
+        same = is_rigid(crystals.space_group, crystals.letters) & (self.energies is None or self.lattice == "fixed")
+        repeats = torch.where(same, 1, self.n_draws)
         owner = torch.repeat_interleave(torch.arange(n), repeats)
-        draws = self.draw(crystals.select(owner), generator)
+        drawn = crystals.select(owner)
+        draws = self.draw(drawn, generator)
         score = _RATIO_WEIGHT * draws.score
-        several = (~rigid[owner]).nonzero().flatten()
+        several = (~same[owner]).nonzero().flatten()
         if self.n_draws > 1 and len(several):
-            agreeing = agreement(crystals.select(owner[several]), draws.parameters[several], self.n_draws)
+            agreeing = agreement(drawn.select(several), draws.parameters[several], self.n_draws)
             score = score.index_add(0, several, agreeing)
             if self.energies is not None:
-                score = _with_energies(self.energies, crystals.select(owner), draws, score, several)
+                score = _with_energies(self.energies, drawn, draws, score, several)
         best = torch.full((n,), -torch.inf, dtype=torch.float64).scatter_reduce(0, owner, score, "amax")
         is_best = score == best[owner]
         chosen = torch.full((n,), len(owner)).scatter_reduce(0, owner[is_best], is_best.nonzero().flatten(), "amin")

@@ -6,7 +6,7 @@ import torch
 from pymatgen.io.cif import CifWriter
 
 from discover.config import EvaluateConfig
-from discover.csp_predictors import FromTemplates, FromWyckoff
+from discover.csp_predictors import FromComposition, FromTemplates, FromWyckoff, predictor_of
 from discover.data import prepare
 from discover.evaluate_csp import evaluate_csp, predict_targets, read_targets
 from discover.structure.flow_matching import FlowMatching
@@ -48,3 +48,12 @@ def test_structures_with_given_letters_have_their_composition_and_do_not_depend_
         assert row[0] == first
         assert first is not None
         assert first.composition.reduced_formula == truth.composition.reduced_formula
+
+
+@pytest.mark.parametrize("settings", [{"given": "wyckoff", "source": "generator"}, {"source": "generator"}])
+def test_what_picks_among_draws_reaches_the_flow(settings: dict[str, str]) -> None:
+    for pick in (None, "chgnet", "agreement"):
+        predictor = predictor_of(EvaluateConfig(task="csp", data="val.csv", draws=3, pick=pick, **settings))
+        flow = predictor.flow if isinstance(predictor, FromWyckoff) else predictor.generator
+        assert isinstance(predictor, FromWyckoff | FromComposition)
+        assert (flow.n_draws, flow.energies is None) == (3, pick == "agreement")

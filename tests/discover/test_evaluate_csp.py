@@ -119,6 +119,8 @@ def test_results_of_two_evaluations_are_compared_in_pairs(evaluated, tmp_path) -
         ({"k": 0}, "k must be at least 1"),
         ({"given": "wyckoff"}, "use source=generator"),
         ({"source": "random", "templates": "train.csv"}, "drop it"),
+        ({"source": "templates", "pick": "agreement"}, "pick applies to source=both and source=generator"),
+        ({"source": "random", "draws": 2}, "draws applies to source=both and source=generator"),
         ({"weights": "folder"}, "drop them"),
     ],
 )

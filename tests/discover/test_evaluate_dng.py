@@ -103,6 +103,7 @@ def test_json_gets_no_nan() -> None:
         (["source=substitution"], "train_data=FILE"),
         (["n_relax=5"], "needs hull"),
         (["k=5"], "does not take k"),
+        (["run=x", "pick=chgnet"], "pick applies to source=prior; drop it"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(more: list[str], message: str) -> None:

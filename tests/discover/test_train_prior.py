@@ -11,6 +11,7 @@ from discover.errors import ConfigError
 from discover.train_prior import NEARLY_STABLE, STABLE, PriorTraining, Trainer, corpora_of, train_prior
 from policies.errors import CheckpointError
 from policies.pretrained import Prior, load_policy
+from policies.rollout import walk
 from tests.discover.structure_types import of_known_types, prepared
 
 SMALL = PriorTraining(epochs=3, batch_size=256, width=16, depth=2, ema_decay=0.5)
@@ -31,6 +32,17 @@ def test_both_parts_of_the_training_have_their_crystals_and_share_no_formula_wit
         assert len(corpus.nearly_stable) == pytest.approx(1.25 * len(corpus.stable), rel=0.05)
         assert set(corpus.stable.formulas()) <= set(corpus.nearly_stable.formulas())
         assert not set(corpus.nearly_stable.formulas()) & set(corpus.inner.formulas())
+
+
+def test_the_policy_reckons_with_the_usual_charges_of_its_elements(data: PreparedData) -> None:
+    corpora = corpora_of(data)
+    crystals, env = corpora["any"].stable, corpora["any"].env
+    policy = Trainer(corpora, SMALL).policy
+    totals = policy.total_charges(walk(env, crystals).states.features)
+    salts = torch.tensor([formula in ("LiF", "NaI", "MgO", "BaS", "LaN", "CaF2") for formula in crystals.formulas()])
+    assert salts.any()
+    assert not totals[salts, 0].any()  # balanced under the first assignment
+    assert totals[~salts].any()
 
 
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(data: PreparedData, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from discover.worker_pool import TaskFailure, map_in_workers
+from discover.worker_pool import TaskFailure, WorkersError, map_in_workers
 
 
 def behave(task: str) -> str:
@@ -39,3 +39,12 @@ def test_a_negative_number_of_workers_is_refused() -> None:
 
 def _process_id(_: int) -> int:
     return os.getpid()
+
+
+def no_start() -> None:
+    raise RuntimeError("not here")
+
+
+def test_workers_that_cannot_start_are_an_error_and_no_result() -> None:
+    with pytest.raises(WorkersError, match="n_workers=0"):
+        map_in_workers(abs, [-1, -2], n_workers=2, initializer=no_start, progress=False)

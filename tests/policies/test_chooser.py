@@ -22,10 +22,8 @@ def env(request: pytest.FixtureRequest) -> CrystalEnv:
 @pytest.fixture(params=[0, 2], ids=["plain", "with charges"])
 def policy(env: CrystalEnv, request: pytest.FixtureRequest) -> CrystalPolicy:
     torch.manual_seed(0)
-    policy = CrystalPolicy(replace(PolicyConfig.for_env(env, width=32), n_assignments=request.param))
-    if request.param:
-        charges = torch.randint(-3, 5, (request.param, env.n_elements))
-        policy.set_assignments(charges, env.space.feature_scale[0])
+    charges = torch.randint(-3, 5, (request.param, env.n_elements)).tolist()
+    policy = CrystalPolicy(replace(PolicyConfig.for_env(env, width=32), assignments=charges))
     with torch.no_grad():  # far from uniform, so that a wrong action or row shows
         for parameter in policy.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

@@ -171,8 +171,18 @@ def test_energies_choose_the_draw_and_only_among_structures() -> None:
 
 
 def test_without_an_energy_the_draws_that_agree_count() -> None:
-    crystals, _ = textbook()
+    crystals, _ = textbook((RUTILE, ALL[3]))
     plain = replace(untrained(min_ratio=0.0, lattice="free"), n_draws=5)
     none = replace(plain, energies=lambda structures: [float("nan")] * len(structures))
     for chosen, expected in zip(none.best_draws(crystals, seeded()), plain.best_draws(crystals, seeded()), strict=True):
         assert torch.equal(chosen, expected)
+
+
+def test_energies_choose_the_lattice_of_what_has_nothing_else_free() -> None:
+    crystals, _ = textbook((ROCK_SALT,))
+    plain = replace(untrained(lattice="free", lattice_temperature=1.0), n_draws=6)
+    cells = plain.draw(crystals.select([0] * 6), seeded()).cell[:, 0]
+    largest = replace(plain, energies=lambda structures: [-structure.volume for structure in structures])
+    assert largest.best_draws(crystals, seeded()).cell[0, 0] == cells.max()
+    kept = replace(largest, lattice="fixed").best_draws(crystals, seeded()).cell
+    torch.testing.assert_close(kept, crystals.lattice_parameters)
