@@ -856,7 +856,9 @@ class TrainConfig:
     )
     device: str | None = option(None, "for what=flow: cpu or cuda; null: cuda where there is one")
     start: str | None = option(
-        None, "for what=flow: folder with the flow to start from, to refine it or to fit it to other data; null: none"
+        None,
+        "for what=flow and prior: folder of one to start from, to refine it or to fit it to other data (a prior then "
+        "learns to reckon with charges too); null: none",
     )
     seed: int = option(0, "random seed")
 
@@ -872,8 +874,8 @@ class TrainConfig:
             f"device applies to what=flow; what={self.what} trains on the CPU. Drop it",
         )
         _require(
-            self.what == "flow" or self.start is None,
-            f"start applies to what=flow; what={self.what} starts from nothing. Drop it",
+            self.what in ("flow", "prior") or self.start is None,
+            f"start applies to what=flow and what=prior; what={self.what} starts from nothing. Drop it",
         )
         _require(
             self.what == "composition_prior" or self.n_networks is None,

@@ -23,14 +23,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
     output = Path(config.output)
     given = {name: getattr(config, name) for name in ("epochs", "batch_size", "lr", "seed", "n_networks")}
     given = {name: value for name, value in given.items() if value is not None}
+    start = None if config.start is None else Path(config.start)
     if config.what == "prior":
-        return dict(train_prior(config.data, output, PriorTraining(**given, minutes=config.minutes)))
+        return dict(train_prior(config.data, output, PriorTraining(**given, minutes=config.minutes), start=start))
     if config.what == "composition_prior":
         priors = CompositionPriorTraining(**given, minutes=config.minutes)
         return dict(train_composition_prior(config.data, output, priors))
     if config.what == "flow":
         settings = FlowTraining(**given, minutes=config.minutes)
-        start = None if config.start is None else Path(config.start)
         return train_flow(config.data, output, settings, device=config.device, start=start)
     if config.what == "trees":
         if given.keys() - {"seed"} or config.minutes is not None:

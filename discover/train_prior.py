@@ -29,7 +29,7 @@ from policies.element_sharing import ordinary_weights, share_by_properties
 from policies.ema import ExponentialMovingAverage
 from policies.marginals import IndependentMarginals
 from policies.policy import CrystalPolicy, PolicyConfig
-from policies.pretrained import Prior, prior_space, save_policy
+from policies.pretrained import Prior, load_policy, prior_space, save_policy
 from policies.rollout import walk
 from policies.training_state import (
     check_same_training,
@@ -103,22 +103,31 @@ class Corpus:
     inner: CrystalBatch  # stable too
 
 
-def train_prior(data_path: Path | str, output: Path, settings: PriorTraining) -> dict[str, float]:
+def train_prior(
+    data_path: Path | str, output: Path, settings: PriorTraining, *, start: Path | None = None
+) -> dict[str, float]:
     """Train on a CSV in the field's form and write ``prior.safetensors`` and ``prior.json`` to ``output``.
 
     The weights kept are those of the epoch with the lowest negative log-likelihood on one formula in twenty. Called
     again with the same arguments it continues from the checkpoint in ``output``.
+
+    Args:
+        data_path: The data.
+        output: Receives the weights.
+        settings: How.
+        start: Folder of a prior to start from, see `Trainer`; None starts from nothing.
 
     Returns:
         That likelihood in nats per crystal, by chemistry.
 
     Raises:
         ConfigError: If the data leave nothing to train on.
-        CheckpointError: If ``output`` holds the checkpoint of a training with other settings.
+        CheckpointError: If ``start`` holds no prior, or ``output`` the checkpoint of a training with other settings.
     """
+    begun = None if start is None else load_policy(start / "prior")
     output.mkdir(parents=True, exist_ok=True)  # fails now, not after training, where it cannot be written
     corpora = corpora_of(prepare(data_path))
-    trainer = Trainer(corpora, settings)
+    trainer = Trainer(corpora, settings, begun)
     stem = output / "checkpoint"
     if stem.with_name("checkpoint.json").is_file():
         trainer.load(stem)
@@ -135,6 +144,7 @@ def train_prior(data_path: Path | str, output: Path, settings: PriorTraining) ->
         "epochs": trainer.epoch,
         "minutes": round(trainer.seconds / 60, 1),
         "settings": asdict(settings),
+        "start": None if start is None else start.resolve().name,
         "attribution": "Materials Project, CC BY 4.0, Jain et al. 2013, doi:10.1063/1.4812323",
     }
     save_policy(output / "prior", trainer.best(), about)
@@ -198,18 +208,26 @@ def properties_of_elements(env: CrystalEnv) -> Tensor:
 class Trainer:
     """The prior in training, with all that is needed to continue it.
 
+    A training that starts from a prior sees the stable crystals alone, and lets the policy reckon with charges. Learned
+    from the beginning charges do harm: the network fits faster, and by the end 0.3 nats worse on held-out formulas.
+
     Args:
         corpora: What to learn from, by chemistry.
-        settings: How.
+        settings: How; the sizes are those of `start` where there is one.
+        start: Where the weights come from; None: nowhere.
     """
 
-    def __init__(self, corpora: dict[str, Corpus], settings: PriorTraining) -> None:
-        self.corpora, self.settings = corpora, settings
+    def __init__(self, corpora: dict[str, Corpus], settings: PriorTraining, start: CrystalPolicy | None = None) -> None:
+        self.corpora, self.settings, self.refines = corpora, settings, start is not None
         torch.manual_seed(settings.seed)
         env = next(iter(corpora.values())).env
         sizes = PolicyConfig.for_env(env, width=settings.width, depth=settings.depth, dropout=settings.dropout)
-        charges = usual_charges([element.atomic_number for element in env.elements])
-        self.policy = CrystalPolicy(replace(sizes, assignments=charges))
+        if start is not None:
+            charges = start.config.assignments or usual_charges([element.atomic_number for element in env.elements])
+            sizes = replace(sizes, width=start.config.width, depth=start.config.depth, assignments=charges)
+        self.policy = CrystalPolicy(sizes)
+        if start is not None:
+            self.policy.load_state_dict(self.policy.state_dict() | start.state_dict())
         share_by_properties(self.policy, properties_of_elements(env))
         self.optimiser = torch.optim.AdamW(self.policy.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
         self.average = ExponentialMovingAverage(self.policy, settings.ema_decay)
@@ -217,7 +235,10 @@ class Trainer:
         self.best_nll, self.best_epoch = dict.fromkeys(corpora, math.inf), 0
         self._kept = self._averaged()
         data = (rows for corpus in corpora.values() for rows in (corpus.nearly_stable, corpus.stable, corpus.inner))
-        self._identity = asdict(settings) | {"data": digest(*(x for rows in data for x in vars(rows).values()))}
+        self._identity = asdict(settings) | {
+            "data": digest(*(x for rows in data for x in vars(rows).values())),
+            "start": None if start is None else digest(*start.state_dict().values()),
+        }
         self._inner = {name: merge([walk(corpus.env, corpus.inner)]) for name, corpus in corpora.items()}
 
     @property
@@ -234,7 +255,7 @@ class Trainer:
     @property
     def lesson(self) -> list[tuple[CrystalEnv, CrystalBatch]]:
         """What the coming epoch learns from: each chemistry's space and crystals."""
-        pretraining = self.progress < self.settings.pretraining
+        pretraining = not self.refines and self.progress < self.settings.pretraining
         return [
             (corpus.env, corpus.nearly_stable if pretraining else corpus.stable) for corpus in self.corpora.values()
         ]

@@ -194,7 +194,7 @@ def test_python_callers_get_the_same_checks() -> None:
         (TrainConfig, ["what=prior"], "data=FILE.csv"),
         (TrainConfig, ["data=x.csv"], "output=DIR"),
         (TrainConfig, ["data=x.csv", "output=y", "lr=-1"], "lr must be > 0"),
-        (TrainConfig, ["data=x.csv", "output=y", "what=prior", "start=z"], "start applies to what=flow"),
+        (TrainConfig, ["data=x.csv", "output=y", "what=proxy", "start=z"], "start applies to what=flow and what=prior"),
         (EvaluateConfig, ["task=proxy"], "data=FILE.csv"),
         (EvaluateConfig, ["task=sampler", "run=x", "data=y"], "drop them"),
     ],

@@ -34,15 +34,29 @@ def test_both_parts_of_the_training_have_their_crystals_and_share_no_formula_wit
         assert not set(corpus.nearly_stable.formulas()) & set(corpus.inner.formulas())
 
 
-def test_the_policy_reckons_with_the_usual_charges_of_its_elements(data: PreparedData) -> None:
+def test_a_training_that_starts_from_a_prior_is_that_prior_and_adds_the_usual_charges(data: PreparedData) -> None:
     corpora = corpora_of(data)
     crystals, env = corpora["any"].stable, corpora["any"].env
-    policy = Trainer(corpora, SMALL).policy
-    totals = policy.total_charges(walk(env, crystals).states.features)
+    first = Trainer(corpora, SMALL)
+    first.run_epoch()
+    start = first.best().eval()
+    assert start.config.assignments == ()
+    refined = Trainer(corpora, replace(SMALL, width=8), start)
+    walks = walk(env, crystals)
+    with torch.no_grad():
+        expected = start.log_prob(walks.records, walks.n)
+        torch.testing.assert_close(refined.policy.eval().log_prob(walks.records, walks.n), expected)
+    assert refined.lesson[0][1] is corpora["any"].stable
+    totals = refined.policy.total_charges(walks.states.features)
     salts = torch.tensor([formula in ("LiF", "NaI", "MgO", "BaS", "LaN", "CaF2") for formula in crystals.formulas()])
     assert salts.any()
     assert not totals[salts, 0].any()  # balanced under the first assignment
     assert totals[~salts].any()
+    refined.run_epoch()
+    assert refined.policy.charge.weight.abs().max() > 0
+    again = Trainer(corpora, SMALL, refined.best())
+    assert again.policy.config == refined.policy.config
+    torch.testing.assert_close(again.policy.charge.weight, refined.best().charge.weight)
 
 
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(data: PreparedData, tmp_path: Path) -> None:
@@ -98,6 +112,19 @@ def test_a_checkpoint_of_another_training_is_refused(data: PreparedData, tmp_pat
     fewer = {name: replace(corpus, stable=corpus.stable.select([0, 1])) for name, corpus in corpora.items()}
     with pytest.raises(CheckpointError, match="with other data;"):
         Trainer(fewer, SMALL).load(tmp_path / "checkpoint")
+
+
+def test_a_prior_to_start_from_is_read_and_belongs_to_the_checkpoint(data: PreparedData, tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    save_prepared(data, path)
+    train_prior(path, tmp_path / "first", replace(SMALL, epochs=1))
+    train_prior(path, tmp_path / "second", replace(SMALL, epochs=1), start=tmp_path / "first")
+    assert load_policy(tmp_path / "second" / "prior").config.assignments
+    with pytest.raises(CheckpointError, match="start"):
+        train_prior(path, tmp_path / "second", replace(SMALL, epochs=1))
+    with pytest.raises(CheckpointError, match="not a policy"):
+        train_prior(path, tmp_path / "third", SMALL, start=tmp_path / "nowhere")
+    assert not (tmp_path / "third").exists()
 
 
 def test_time_ends_a_training_whose_epochs_do_not(data: PreparedData) -> None:
