@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from itertools import pairwise
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from discover.train_sampler import Trainer
 from envs.crystal_env import CrystalEnv
 from envs.restrictions import restrict
 from policies.policy import CrystalPolicy, PolicyChooser, PolicyConfig
+from policies.pretrained import SHIPPED, load_policy
 from policies.rollout import rollout
 from proxies import DensityProxy
 
@@ -80,9 +81,11 @@ class Setup:
         return cls(config, CrystalEnv(space), target)
 
     def policy(self) -> CrystalPolicy:
-        """Return a fresh policy with a trunk of 3 x 256, the paper's size."""
+        """Return a fresh policy with a trunk of 3 x 256, the paper's size; with charges where the prior has them."""
         torch.manual_seed(0)
-        return CrystalPolicy(PolicyConfig.for_env(self.env, width=256, depth=3))
+        sizes = PolicyConfig.for_env(self.env, width=256, depth=3)
+        assignments = load_policy(SHIPPED).config.assignments if self.config.has_prior else ()
+        return CrystalPolicy(replace(sizes, assignments=assignments))
 
     def trainer(self, batch: int) -> Trainer:
         """Return a trainer of a fresh policy."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,12 @@ def save_policy(stem: Path, policy: CrystalPolicy, about: dict[str, object] | No
     stem.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in policy.state_dict().items()}, f"{stem}.safetensors")
     content = {"kind": "policy", "config": asdict(policy.config), **(about or {})}
-    stem.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n")
+    text = re.sub(r"\[\s+([^][]*?)\s+\]", _on_one_line, json.dumps(content, indent=2))
+    stem.with_suffix(".json").write_text(text + "\n")
+
+
+def _on_one_line(numbers: re.Match[str]) -> str:
+    return f"[{' '.join(numbers[1].split())}]"
 
 
 def load_policy(stem: Path) -> CrystalPolicy:
