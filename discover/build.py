@@ -17,7 +17,7 @@ from discover.oracle.relax import single_point_energies
 from discover.properties import Properties
 from discover.reward import Reward, build_reward
 from discover.structure.base import StructureGenerator
-from discover.structure.flow_matching import CAREFUL_DRAWS, CAREFUL_STEPS, FlowMatching, LatticeMode
+from discover.structure.flow_matching import CAREFUL_DRAWS, CAREFUL_STEPS, SCATTERED, FlowMatching, LatticeMode
 from discover.structure.flow_matching import SHIPPED as SHIPPED_FLOW
 from discover.structure.random_baseline import RandomCoordinates
 from discover.target import SamplingTarget
@@ -31,7 +31,6 @@ from policies.pretrained import SHIPPED, UNREPRESENTABLE, Prior, load_policy
 from proxies import DensityProxy, PropertyEnsemble, load_ensemble, load_pretrained
 
 PROXIES = "proxies"  # folder of the proxies that a run of several rounds leaves
-_SPREAD = 0.5  # lattice temperature of draws that energies tell apart; without them the mean lattice is better
 _MUCH = 0.2  # share of crystals that the prior cannot represent beyond which the user is told
 _DRAWS = 4  # of coordinates for each structure of a command
 _POOL = 8192  # most samples of the prior that training mixes in as data
@@ -140,7 +139,7 @@ def careful_generator(
     generator = build_generator(structure, flow, lattice=lattice, n_draws=n_draws, n_steps=CAREFUL_STEPS)
     if pick == "chgnet" and n_draws > 1 and isinstance(generator, FlowMatching):
         energies = partial(single_point_energies, n_workers=n_workers)
-        return replace(generator, energies=energies, lattice_temperature=_SPREAD)
+        return replace(generator, energies=energies, lattice_temperature=SCATTERED)
     return generator
 
 

@@ -9,7 +9,7 @@ in 19; that of the sampler's own crystal 0.14 above.
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pymatgen.core import Structure
@@ -19,6 +19,7 @@ from discover.compositions import cell_contents
 from discover.oracle.base import Label, LabelStatus
 from discover.predict import predict
 from discover.structure.base import StructureGenerator, with_lattices
+from discover.structure.flow_matching import SCATTERED, FlowMatching
 from envs.crystal import CrystalBatch
 
 #: What labels structures one by one, in order.
@@ -54,8 +55,8 @@ def lowest_in_energy(
     Args:
         crystals: (n,) crystals.
         generator: Builds every crystal.
-        with_free_cell: Does so too, with cells that it finds, and finds coordinates of predicted structures; None where
-            cells are restricted.
+        with_free_cell: Does so too, with cells that it finds, every draw a structure of its own, and finds coordinates
+            of predicted structures; None where cells are restricted.
         n_predicted: Structures that `discover.predict` adds for the contents of each cell, once however many crystals
             have these.
         space_groups: Those that predicted structures may have.
@@ -66,7 +67,7 @@ def lowest_in_energy(
     """
     tries = _built(crystals, generator, SAMPLED, rng)
     if with_free_cell is not None:
-        tries += [] if with_free_cell is generator else _built(crystals, with_free_cell, FREE_CELL, rng)
+        tries += [] if with_free_cell is generator else _drawn(crystals, with_free_cell, rng)
         tries += _predicted(crystals, n_predicted, with_free_cell, space_groups, rng)
     labels = look([trial.structure for trial in tries])
     best: list[Found | None] = [None] * len(crystals)
@@ -103,6 +104,16 @@ def _built(crystals: CrystalBatch, generator: StructureGenerator, source: str, r
         for row, structure in enumerate(structures)
         if structure is not None
     ]
+
+
+def _drawn(crystals: CrystalBatch, generator: StructureGenerator, rng: torch.Generator) -> list[_Trial]:
+    """Return all draws of each crystal: energies tell them apart better than the generator does."""
+    if not isinstance(generator, FlowMatching):
+        return _built(crystals, generator, FREE_CELL, rng)
+    owner = torch.arange(len(crystals)).repeat_interleave(generator.n_draws)
+    single = replace(generator, n_draws=1, lattice_temperature=SCATTERED)
+    trials = _built(crystals.select(owner), single, FREE_CELL, rng)
+    return [replace(trial, row=int(owner[trial.row])) for trial in trials]
 
 
 def _predicted(

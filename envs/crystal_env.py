@@ -58,11 +58,14 @@ class States:
     n_left: Tensor  # (n,) int64 atoms of the current element without a letter
     good: Tensor  # (n,) int64 bits of the residual capacities from which the crystal can be completed
     counts: Tensor  # (n, n_elements) int64 atoms per element, in building order
-    features: Tensor  # (n, n_features) float32: atoms per element, per letter, per letter weighted by element; then 0
+    features: (
+        Tensor  # (n, n_features) float32: atoms per element, per letter as seen, the same weighted by element; then 0
+    )
     orbit_element: Tensor  # (n, max_orbits) int64 position of the element
     orbit_letter: Tensor  # (n, max_orbits) int64
     orbit_count: Tensor  # (n, max_orbits) int64 atoms in the environment's cell, 0 = padding
     n_orbits: Tensor  # (n,) int64
+    shifts: Tensor  # (n,) int64 bits of the ``SYMMETRY.shift_letters`` that give the letters so far their least images
     lattice_step: Tensor  # (n,) int64
     values: Tensor  # (n, 6) float64 lattice coordinates, fixed ones at their value
     log_reference: Tensor  # (n,) float64 log of the sum of elemental volumes, conventional cell
@@ -89,6 +92,7 @@ class Observation:
     point: Tensor  # (n,) int64, -1 = not chosen
     group: Tensor  # (n,) int64, -1 = not chosen
     element: Tensor  # (n,) int64 position of the element chosen last, -1 = none
+    shifts: Tensor  # (n,) int64 bits of the ``SYMMETRY.shift_letters`` under whose least image a letter is seen
     dense: Tensor  # (n, n_features) float32
 
     def __len__(self) -> int:
@@ -182,6 +186,7 @@ class CrystalEnv:
             orbit_letter=orbits - 1,
             orbit_count=orbits.clone(),
             n_orbits=zero.clone(),
+            shifts=torch.full((n,), (1 << SYMMETRY.shift_letters.shape[1]) - 1),
             lattice_step=zero.clone(),
             values=torch.zeros(n, N_COORDINATES, dtype=torch.float64),
             log_reference=torch.zeros(n, dtype=torch.float64),
@@ -214,6 +219,7 @@ class CrystalEnv:
             point=states.point[rows],
             group=states.group[rows],
             element=states.last[rows],
+            shifts=states.shifts[rows],
             dense=dense,
         )
 
@@ -304,7 +310,6 @@ class CrystalEnv:
         states.features[rows, element] = count / self.space.feature_scale[0]
         if self.space.wyckoff:
             states.n_left[rows] = count
-            states.next_letter[rows] = 0
             states.good[rows] = self._good_residuals(states, rows)
             states.stage[rows] = int(Stage.WYCKOFF)
         else:
@@ -319,15 +324,18 @@ class CrystalEnv:
         states.used[rows] |= bit
         states.next_letter[rows] = letter + bit.ne(0)
         states.n_left[rows] -= multiplicity
+        seen = SYMMETRY.least_letters(group, states.shifts[rows]).gather(1, letter[:, None])[:, 0]
+        states.shifts[rows] &= _bits(SYMMETRY.shift_letters[group, :, letter] == seen[:, None])
         share = multiplicity / self.space.feature_scale[0]
-        states.features[rows, self.n_elements + letter] += share
+        states.features[rows, self.n_elements + seen] += share
         # Which element sits on a letter is seen through its place in the order; without it, states would look alike.
         place = (states.last[rows] + 1) / self.n_elements
-        states.features[rows, self.n_elements + MAX_LETTERS + letter] += share * place
+        states.features[rows, self.n_elements + MAX_LETTERS + seen] += share * place
         self._append_orbit(states, rows, states.last[rows], letter, multiplicity)
         done = rows[states.n_left[rows] == 0]
         residual = self.letters.residual(states.group[done], states.used[done])
         states.capacity[done] = self.table.capacity.residual_state[states.group[done], residual]
+        states.next_letter[done] = 0
         states.stage[done] = int(Stage.COMPOSITION)
 
     def step_lattice(self, states: States, rows: Tensor, unit: Tensor) -> None:
@@ -483,6 +491,11 @@ def _limits(space: Space) -> CompositionLimits:
     required[[space.elements.index(symbol) for symbol in space.required]] = True
     n_elements = (max(space.n_elements[0], 2 if space.chemistry == "ionic" else 1), space.n_elements[1])
     return CompositionLimits(n_elements=n_elements, n_atoms=space.n_atoms, allowed_counts=allowed, required=required)
+
+
+def _bits(flags: Tensor) -> Tensor:
+    """Return (n,) int64 with bit j set where ``flags`` (n, k) bool has column j."""
+    return (flags.long() << torch.arange(flags.shape[1])).sum(dim=1)
 
 
 def _nothing_left(space: Space, group_mask: Tensor, fits_angles: Tensor, can_hold: Tensor) -> str:

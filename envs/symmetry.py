@@ -5,7 +5,7 @@ Settings are PyXtal's: R groups on hexagonal axes, origin choice 2 where there a
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -35,10 +35,33 @@ class Symmetry:
         """Return (230, 27) int64 atoms that one orbit adds to the primitive cell, 0 = padding."""
         return self.multiplicity // self.centring[:, None]
 
+    @cached_property
+    def shift_letters(self) -> Tensor:
+        """Return (230, n, 27) int8: the ``alternative_letters`` that leave the axes where they are, then identities.
+
+        Alternatives of a group compose to alternatives, those that leave the axes among themselves too.
+        """
+        stays = (self.alternative_axes == torch.arange(3)).all(dim=2)
+        stays &= torch.arange(self.max_alternatives) < self.n_alternatives[:, None]
+        order = stays.int().argsort(dim=1, descending=True, stable=True)[:, : int(stays.sum(dim=1).max())]
+        letters = self.alternative_letters.gather(1, order[:, :, None].expand(-1, -1, MAX_LETTERS))
+        return torch.where(stays.gather(1, order)[:, :, None], letters, torch.arange(MAX_LETTERS)).to(torch.int8)
+
     @property
     def max_alternatives(self) -> int:
         """Return the largest number of alternatives of any space group."""
         return int(self.alternative_letters.shape[1])
+
+    def least_letters(self, group: Tensor, shifts: Tensor) -> Tensor:
+        """Return (n, 27) int64 least image of every letter of ``group`` (n,) under some of its ``shift_letters``.
+
+        Args:
+            group: Space group - 1.
+            shifts: (n,) int64 bits of the rows that are allowed, at least one.
+        """
+        letters = self.shift_letters[group]
+        allowed = (shifts[:, None] >> torch.arange(letters.shape[1])) & 1 > 0
+        return torch.where(allowed[:, :, None], letters, MAX_LETTERS).amin(dim=1).long()
 
 
 @cache

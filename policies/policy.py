@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _MIN_SCALE, _MAX_SCALE = 1e-3, 2.0  # of the logistic components, in unit coordinates
 _COUNT_WIDTH = 64
+_POSITION_WIDTH = 32  # of what every Wyckoff position of every group has of its own
 _LEAST_CHARGE, _MOST_CHARGE = -16, 40  # of what is chosen so far; sums beyond it look like its ends
 _UNBALANCED = 10  # charge after a count from which it makes no difference how large it is
 DistributionT = TypeVar("DistributionT", MaskedCategorical, TruncatedLogisticMixture)
@@ -78,9 +79,11 @@ class CrystalPolicy(nn.Module):
         self.point = nn.Embedding(len(POINT_SYMMETRIES) + 1, width)
         self.group = nn.Embedding(N_SPACE_GROUPS + 1, width)
         self.element = nn.Embedding(config.n_elements + 1, width)
-        tables = (self.stage, self.system, self.point, self.group, self.element)
-        for table in tables:
+        self.origin = nn.Embedding(SYMMETRY.shift_letters.shape[1], width)
+        tables = (self.stage, self.system, self.point, self.group, self.element, self.origin)
+        for table in tables[:-1]:
             nn.init.normal_(table.weight, std=0.3)
+        nn.init.zeros_(self.origin.weight)
         first_row = torch.tensor([0, *(table.num_embeddings for table in tables[:-1])]).cumsum(dim=0)
         self.register_buffer("first_row", first_row, persistent=False)  # of each table when they are stacked
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth - 1))
@@ -94,6 +97,10 @@ class CrystalPolicy(nn.Module):
         self.n_site_symmetries = len(SYMMETRY.site_symmetry_names)
         self.letter_head = nn.Linear(width, self.n_site_symmetries + MAX_LETTERS)
         self.letter_bias = nn.Embedding(N_SPACE_GROUPS, MAX_LETTERS)
+        self.order_head = nn.Linear(width, MAX_LETTERS)
+        self.position_query = nn.Linear(width, _POSITION_WIDTH)
+        self.position_key = nn.Embedding(N_SPACE_GROUPS, MAX_LETTERS * _POSITION_WIDTH)
+        self.position_in = nn.Linear(2 * _POSITION_WIDTH, width, bias=False)
         self.lattice_head = nn.Linear(width, N_COORDINATES * 3 * config.n_components)
         self._start_near_uniform()
         if config.assignments:
@@ -101,7 +108,7 @@ class CrystalPolicy(nn.Module):
 
     def _add_charges(self, assignments: tuple[tuple[int, ...], ...]) -> None:
         n, width, n_charges = len(assignments), self.config.width, _MOST_CHARGE - _LEAST_CHARGE + 1
-        end = self.first_row[-1] + self.element.num_embeddings
+        end = self.first_row[-1] + self.origin.num_embeddings
         self.register_buffer("first_charge", end + n_charges * torch.arange(n), persistent=False)
         # The end of the composition, one column more, carries none.
         charges = nn.functional.pad(torch.tensor(assignments), (0, 1))
@@ -119,6 +126,10 @@ class CrystalPolicy(nn.Module):
         nn.init.normal_(self.letter_head.weight, std=0.01)
         nn.init.zeros_(self.letter_head.bias)
         nn.init.zeros_(self.letter_bias.weight)
+        nn.init.zeros_(self.order_head.weight)
+        nn.init.zeros_(self.order_head.bias)
+        nn.init.zeros_(self.position_key.weight)
+        nn.init.zeros_(self.position_in.weight)
         nn.init.normal_(self.lattice_head.weight, std=0.01)
         low, high = VOLUME_RANGE
         k = self.config.n_components
@@ -139,8 +150,8 @@ class CrystalPolicy(nn.Module):
         """Return (n, width) hidden state of each observation; observations may mix stages."""
         kind = torch.where(observation.coordinate >= 0, len(Stage) + observation.coordinate, observation.stage)
         chosen = (observation.system, observation.point, observation.group, observation.element)
-        index = torch.stack([kind, *(value + 1 for value in chosen)], dim=1) + self.first_row
-        tables = [self.system.weight, self.point.weight, self.group.weight, self.element.weight]
+        index = torch.stack([kind, *(value + 1 for value in chosen), _origin(observation)], dim=1) + self.first_row
+        tables = [self.system.weight, self.point.weight, self.group.weight, self.element.weight, self.origin.weight]
         if self.config.assignments:
             total = self.total_charges(observation.dense).clamp(_LEAST_CHARGE, _MOST_CHARGE)
             index = torch.cat([index, total - _LEAST_CHARGE + self.first_charge], dim=1)
@@ -149,6 +160,10 @@ class CrystalPolicy(nn.Module):
         weights = torch.cat([self.stage.weight + self.dense.bias, *tables])
         dense = observation.dense.to(weights.dtype)
         x = nn.functional.embedding_bag(index, weights, mode="sum").addmm_(dense, self.dense.weight.t())
+        occupied = dense[:, self.config.n_elements :][:, : 2 * MAX_LETTERS].unflatten(1, (2, MAX_LETTERS))
+        rows = occupied[:, 0].any(dim=1).nonzero().flatten()
+        of_group = self.position_in((occupied[rows] @ self._keys(observation.group[rows])).flatten(1))
+        x = x.index_add(0, rows, of_group)
         forget = not torch.is_grad_enabled()  # a gradient needs what went into the activation
         x = nn.functional.silu(x, inplace=forget)
         for layer in self.hidden:
@@ -156,6 +171,10 @@ class CrystalPolicy(nn.Module):
             if self.config.dropout > 0.0:
                 x = nn.functional.dropout(x, self.config.dropout, self.training)
         return x
+
+    def _keys(self, group: Tensor) -> Tensor:
+        """Return (n, MAX_LETTERS, _POSITION_WIDTH), what is learned of the Wyckoff positions of groups (n,)."""
+        return self.position_key(group).unflatten(1, (MAX_LETTERS, _POSITION_WIDTH))
 
     def symmetry(self, stage: Stage, hidden: Tensor, mask: Tensor) -> MaskedCategorical:
         """Return the choice of lattice system, point symmetry or space group."""
@@ -177,11 +196,17 @@ class CrystalPolicy(nn.Module):
             logits = logits + scores.gather(2, after + _UNBALANCED).sum(dim=1)
         return MaskedCategorical(logits, mask)
 
-    def letter(self, hidden: Tensor, group: Tensor, mask: Tensor) -> MaskedCategorical:
-        """Return the choice of a Wyckoff letter; letters of the same site symmetry share weights across groups."""
+    def letter(self, hidden: Tensor, group: Tensor, shifts: Tensor, mask: Tensor) -> MaskedCategorical:
+        """Return the choice of a Wyckoff letter; ``shifts`` are those of the observations, which say what is seen.
+
+        Letters of the same site symmetry share weights across groups. Letters that a shift of the origin exchanges are
+        seen as the same one, but for the place that an element's letters have in their order.
+        """
         scores = self.letter_head(hidden)
         shared = scores[:, : self.n_site_symmetries].gather(1, SYMMETRY.site_symmetry.index_select(0, group))
-        return MaskedCategorical(shared + scores[:, self.n_site_symmetries :] + self.letter_bias(group), mask)
+        own = (self._keys(group) @ self.position_query(hidden)[:, :, None])[:, :, 0] + self.letter_bias(group)
+        seen = shared + scores[:, self.n_site_symmetries :] + own
+        return MaskedCategorical(seen.gather(1, SYMMETRY.least_letters(group, shifts)) + self.order_head(hidden), mask)
 
     def lattice(self, hidden: Tensor, coordinate: Tensor, interval: Tensor) -> TruncatedLogisticMixture:
         """Return the density of lattice ``coordinate`` (n,) on ``interval`` (n, 2)."""
@@ -216,8 +241,18 @@ class CrystalPolicy(nn.Module):
             features = features[record.source] if len(distinct) < len(record.source) else features
             return log_p + self.count(hidden, record.action, features, record.count_mask).log_prob(record.count)
         if record.stage == Stage.WYCKOFF:
-            return self.letter(hidden, record.observation.group, record.mask).log_prob(record.action)
+            observation = record.observation
+            return self.letter(hidden, observation.group, observation.shifts, record.mask).log_prob(record.action)
         return self.symmetry(record.stage, hidden, record.mask).log_prob(record.action)
+
+
+def _origin(observation: Observation) -> Tensor:
+    """Return (n,) int64 first of the shifts that give letters their least images, while letters are chosen, else 0.
+
+    Only then does it matter from which origin the crystal is written: an element's letters come in their own order.
+    """
+    first = (observation.shifts & -observation.shifts).double().log2().long()
+    return torch.where(observation.stage == Stage.WYCKOFF, first, 0)
 
 
 @dataclass(frozen=True)
@@ -260,7 +295,7 @@ class PolicyChooser:
         if stage == Stage.COMPOSITION:
             distribution = self.policy.next_element(hidden, mask)
         elif stage == Stage.WYCKOFF:
-            distribution = self.policy.letter(hidden, states.group[rows], mask)
+            distribution = self.policy.letter(hidden, states.group[rows], states.shifts[rows], mask)
         else:
             distribution = self.policy.symmetry(stage, hidden, mask)
         return self._draw_action(distribution, rows, source)

@@ -40,6 +40,7 @@ LATTICE_START: dict[str, float] = {"fixed": 1.0, "refine": 0.8, "free": 0.0}
 #: Draws, the best of which is kept, and steps of each, where quality counts more than time: of structures for given
 #: letters two points more match than with one draw of 20 steps; generated ones lie 0.1 eV/atom lower (median).
 CAREFUL_DRAWS, CAREFUL_STEPS = 8, 40
+SCATTERED = 0.5  # lattice temperature of draws that energies tell apart; without them the mean lattice is better
 _RADII = torch.from_numpy(covalent_radii[:119]).float()
 _REPAIR_RATIO, _REPAIR_STEPS = 0.75, 20
 _AGREEMENT = 0.05

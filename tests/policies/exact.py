@@ -124,7 +124,14 @@ class TabularPolicy(CrystalPolicy):
     @staticmethod
     def _key(observation: Observation) -> Tensor:
         generator = torch.Generator().manual_seed(5)
-        parts = (observation.stage, observation.system, observation.point, observation.group, observation.element)
+        parts = (
+            observation.stage,
+            observation.system,
+            observation.point,
+            observation.group,
+            observation.element,
+            observation.shifts,
+        )
         columns = torch.cat([torch.stack(parts, dim=1).double(), observation.dense.double()], dim=1)
         weights = torch.rand(columns.shape[1], generator=generator, dtype=torch.float64)
         return (columns @ weights * 2**40).round().long() >> 12
@@ -144,8 +151,8 @@ class TabularPolicy(CrystalPolicy):
         del features
         return MaskedCategorical(self.count_logits[hidden.long(), element], mask)
 
-    def letter(self, hidden: Tensor, group: Tensor, mask: Tensor) -> MaskedCategorical:
-        del group
+    def letter(self, hidden: Tensor, group: Tensor, shifts: Tensor, mask: Tensor) -> MaskedCategorical:
+        del group, shifts
         return self.next_element(hidden, mask)
 
     def lattice(self, hidden: Tensor, coordinate: Tensor, interval: Tensor) -> TruncatedLogisticMixture:
