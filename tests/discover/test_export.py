@@ -43,8 +43,9 @@ def test_the_best_become_inputs_and_everything_becomes_a_table(finished: Path, c
 
 
 def test_results_from_outside_become_labels_once(finished: Path, tmp_path: Path, capsys) -> None:
-    (tmp_path / "c0001").mkdir()
-    (tmp_path / "c0001" / "vasprun.xml").write_text("<modeling></modeling>")
+    checked = pd.read_csv(finished / "labels.csv")["candidate_id"].iloc[0]
+    (tmp_path / checked).mkdir()
+    (tmp_path / checked / "vasprun.xml").write_text("<modeling></modeling>")
     for _ in range(2):
         add_results.main([f"run={finished}", f"data={tmp_path}"])
     shown = capsys.readouterr().out
