@@ -63,7 +63,7 @@ def train_sampler(config: RunConfig, parts: Parts, folder: RunFolder, number: in
     saved = folder.load_checkpoint(CHECKPOINT_KIND) if folder.has_checkpoint else None
     goes_on = saved is not None and saved[1].get("round", 1) == number
     if saved is not None and not goes_on:
-        parts.policy.load_state_dict(Trainer.averaged(saved[0]))
+        Trainer.load_averaged(parts.policy, saved[0])
     trainer = start_trainer(config, parts, number=number)
     if saved is not None and goes_on:
         trainer.restore(*saved)

@@ -1,7 +1,7 @@
 """Several structures for each crystal, the lowest in energy kept.
 
 The sampler says composition, symmetry and cell. Its own crystal is built with its cell and, where cells are free, with
-one that the flow finds; `discover.predict` adds what it takes to be likely for the composition. A single point of a
+several that the flow draws; `discover.predict` adds what it takes to be likely for the composition. A single point of a
 potential, a fiftieth of the time of a relaxation, tells them apart: of 56 candidates for a band gap the single point of
 the best of six lay 0.02 eV/atom (median) above where the sampler's own crystal ended after its relaxation, and below it
 in 19; that of the sampler's own crystal 0.14 above.
@@ -55,8 +55,8 @@ def lowest_in_energy(
     Args:
         crystals: (n,) crystals.
         generator: Builds every crystal.
-        with_free_cell: Does so too, with cells that it finds, every draw a structure of its own, and finds coordinates
-            of predicted structures; None where cells are restricted.
+        with_free_cell: Does so too, with cells that it finds, every draw a structure of its own unless it is the same
+            generator, and finds coordinates of predicted structures; None where cells are restricted.
         n_predicted: Structures that `discover.predict` adds for the contents of each cell, once however many crystals
             have these.
         space_groups: Those that predicted structures may have.

@@ -30,7 +30,10 @@ class Terms:
 
 @dataclass(frozen=True)
 class SamplingTarget:
-    """log R(x) = Σ w log r(x) + α log p_prior(x) + log-measure; equivalent assignments share one R.
+    """log R(x) = Σ w log r(x) + α log p_prior(x) + log-measure, of one of the equivalent assignments of x to letters.
+
+    They share one R as far as proxies and prior, which learned from random ones, give each the same: over equivalents
+    of 600 draws of the shipped prior its log p spreads by 0.14 in the median, by more than 0.5 for 24 %.
 
     Attributes:
         reward: The weighted product of factors.

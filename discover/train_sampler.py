@@ -33,6 +33,7 @@ _REPLAY = 50_000
 _WARM_UP = 0.3  # share of training over which the reward's exponent rises to 1
 _START_SHARPNESS = 0.1
 _CRYSTAL_COLUMNS = ("space_group", "elements", "letters", "counts", "lattice_parameters")
+_ANOTHER = "the checkpoint belongs to a different policy or version: {}"
 _TERM_COLUMNS = ("log_reward", "log_prior", "log_measure", "log_images")
 
 
@@ -188,11 +189,18 @@ class Trainer:
         self.policy.load_state_dict(average)
 
     @staticmethod
-    def averaged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the averaged weights of the policy in what ``state`` returned."""
+    def load_averaged(policy: CrystalPolicy, tensors: Mapping[str, Tensor]) -> None:
+        """Put the averaged weights in what ``state`` returned into a policy.
+
+        Raises:
+            CheckpointError: If they belong to a different network.
+        """
         average = part(tensors, "ema.")
         average.pop("n_updates", None)
-        return average
+        try:
+            policy.load_state_dict(average)
+        except RuntimeError as error:
+            raise CheckpointError(_ANOTHER.format(error)) from error
 
     # --- state ---------------------------------------------------------------------------------------
 
@@ -222,7 +230,7 @@ class Trainer:
             self.step, self.n_queries = int(state["step"]), int(state["n_queries"])
             self.seconds = float(state["seconds"])
         except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint belongs to a different policy or version: {error}") from error
+            raise CheckpointError(_ANOTHER.format(error)) from error
 
 
 def composition_keys(crystals: CrystalBatch) -> Tensor:

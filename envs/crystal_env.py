@@ -92,7 +92,7 @@ class Observation:
     point: Tensor  # (n,) int64, -1 = not chosen
     group: Tensor  # (n,) int64, -1 = not chosen
     element: Tensor  # (n,) int64 position of the element chosen last, -1 = none
-    shifts: Tensor  # (n,) int64 bits of the ``SYMMETRY.shift_letters`` under whose least image a letter is seen
+    shifts: Tensor  # (n,) int64 as in ``States``: letters are seen as their least images under these
     dense: Tensor  # (n, n_features) float32
 
     def __len__(self) -> int:

@@ -37,9 +37,9 @@ class Symmetry:
 
     @cached_property
     def shift_letters(self) -> Tensor:
-        """Return (230, n, 27) int8: the ``alternative_letters`` that leave the axes where they are, then identities.
+        """Return (230, n, 27) int8: the ``alternative_letters`` that leave the cell as it is, then identities.
 
-        Alternatives of a group compose to alternatives, those that leave the axes among themselves too.
+        They are shifts of the origin; in 20 groups some are inversions or exchange equal axes. They form a group.
         """
         stays = (self.alternative_axes == torch.arange(3)).all(dim=2)
         stays &= torch.arange(self.max_alternatives) < self.n_alternatives[:, None]

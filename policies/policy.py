@@ -60,7 +60,8 @@ class CrystalPolicy(nn.Module):
     """P_F over the stages of ``envs.crystal_env``.
 
     The first layer adds embeddings of what is categorical (stage and coordinate, lattice system, point
-    symmetry, space group, last element) to a linear map of the rest; ``depth`` layers of ``width`` follow.
+    symmetry, space group, last element, origin) to a linear map of the rest and to vectors of the occupied Wyckoff
+    positions; ``depth`` layers of ``width`` follow.
     With assignments of oxidation states it also adds an embedding of the total charge so far under each, and counts
     are chosen in view of the charge that they leave: sums that layers would have to learn.
     """
@@ -160,10 +161,7 @@ class CrystalPolicy(nn.Module):
         weights = torch.cat([self.stage.weight + self.dense.bias, *tables])
         dense = observation.dense.to(weights.dtype)
         x = nn.functional.embedding_bag(index, weights, mode="sum").addmm_(dense, self.dense.weight.t())
-        occupied = dense[:, self.config.n_elements :][:, : 2 * MAX_LETTERS].unflatten(1, (2, MAX_LETTERS))
-        rows = occupied[:, 0].any(dim=1).nonzero().flatten()
-        of_group = self.position_in((occupied[rows] @ self._keys(observation.group[rows])).flatten(1))
-        x = x.index_add(0, rows, of_group)
+        x = x + self.position_in(self._occupied(observation.group, dense))
         forget = not torch.is_grad_enabled()  # a gradient needs what went into the activation
         x = nn.functional.silu(x, inplace=forget)
         for layer in self.hidden:
@@ -172,9 +170,18 @@ class CrystalPolicy(nn.Module):
                 x = nn.functional.dropout(x, self.config.dropout, self.training)
         return x
 
-    def _keys(self, group: Tensor) -> Tensor:
-        """Return (n, MAX_LETTERS, _POSITION_WIDTH), what is learned of the Wyckoff positions of groups (n,)."""
-        return self.position_key(group).unflatten(1, (MAX_LETTERS, _POSITION_WIDTH))
+    def _occupied(self, group: Tensor, dense: Tensor) -> Tensor:
+        """Return (n, 2 * _POSITION_WIDTH) sums of the keys of occupied positions, by atoms and weighted by element."""
+        first = self.config.n_elements
+        shares = dense[:, first : first + 2 * MAX_LETTERS].unflatten(1, (2, MAX_LETTERS)).flatten(0, 1)
+        row, letter = shares.nonzero().unbind(dim=1)  # few of the 27 letters are in use
+        ends = torch.bincount(row, minlength=len(shares)).cumsum(dim=0)
+        offsets = nn.functional.pad(ends[:-1], (1, 0))
+        index = group[row // 2] * MAX_LETTERS + letter
+        keys = self.position_key.weight.view(-1, _POSITION_WIDTH)
+        weights = shares[row, letter]
+        sums = nn.functional.embedding_bag(index, keys, offsets, mode="sum", per_sample_weights=weights)
+        return sums.unflatten(0, (-1, 2)).flatten(1)
 
     def symmetry(self, stage: Stage, hidden: Tensor, mask: Tensor) -> MaskedCategorical:
         """Return the choice of lattice system, point symmetry or space group."""
@@ -199,14 +206,20 @@ class CrystalPolicy(nn.Module):
     def letter(self, hidden: Tensor, group: Tensor, shifts: Tensor, mask: Tensor) -> MaskedCategorical:
         """Return the choice of a Wyckoff letter; ``shifts`` are those of the observations, which say what is seen.
 
-        Letters of the same site symmetry share weights across groups. Letters that a shift of the origin exchanges are
-        seen as the same one, but for the place that an element's letters have in their order.
+        Letters of the same site symmetry share weights across groups. Letters that the crystal so far cannot tell
+        apart, because a shift exchanges them, are seen as the same one; ``order_head`` and the origin in ``hidden``
+        are left to say which of them comes first in the order of an element's letters.
         """
         scores = self.letter_head(hidden)
         shared = scores[:, : self.n_site_symmetries].gather(1, SYMMETRY.site_symmetry.index_select(0, group))
-        own = (self._keys(group) @ self.position_query(hidden)[:, :, None])[:, :, 0] + self.letter_bias(group)
-        seen = shared + scores[:, self.n_site_symmetries :] + own
-        return MaskedCategorical(seen.gather(1, SYMMETRY.least_letters(group, shifts)) + self.order_head(hidden), mask)
+        seen = shared + scores[:, self.n_site_symmetries :] + self.letter_bias(group)
+        least = SYMMETRY.least_letters(group, shifts)
+        row, letter = mask.nonzero().unbind(dim=1)  # few of the 27 letters are legal
+        index = group[row] * MAX_LETTERS + least[row, letter]
+        keys = nn.functional.embedding(index, self.position_key.weight.view(-1, _POSITION_WIDTH))
+        own = (keys * self.position_query(hidden)[row]).sum(dim=1)
+        logits = (seen.gather(1, least) + self.order_head(hidden)).index_put((row, letter), own, accumulate=True)
+        return MaskedCategorical(logits, mask)
 
     def lattice(self, hidden: Tensor, coordinate: Tensor, interval: Tensor) -> TruncatedLogisticMixture:
         """Return the density of lattice ``coordinate`` (n,) on ``interval`` (n, 2)."""
@@ -251,7 +264,8 @@ def _origin(observation: Observation) -> Tensor:
 
     Only then does it matter from which origin the crystal is written: an element's letters come in their own order.
     """
-    first = (observation.shifts & -observation.shifts).double().log2().long()
+    allowed = (observation.shifts[:, None] >> torch.arange(SYMMETRY.shift_letters.shape[1])) & 1
+    first = allowed.argmax(dim=1)
     return torch.where(observation.stage == Stage.WYCKOFF, first, 0)
 
 

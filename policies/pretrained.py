@@ -94,7 +94,7 @@ class Prior:
         """Return (n,) log p of crystals, all equivalent letter assignments together.
 
         The density refers to the lattice's unit coordinates. The policy was trained on random equivalents, so each
-        has the same share; one is evaluated and their number multiplied. Crystals outside the prior's space get
+        has about the same share; one is evaluated and their number multiplied. Crystals outside the prior's space get
         ``UNREPRESENTABLE``.
         """
         parts = []

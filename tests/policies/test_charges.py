@@ -76,7 +76,7 @@ def test_the_trunk_sees_the_total_and_nothing_else_of_charges(env: CrystalEnv, a
 
     def encoded(features: Tensor) -> Tensor:
         one = torch.ones(1, dtype=torch.int64)
-        return alumina.encode(Observation(one, -one, one, one, one, one, 0 * one, features))
+        return alumina.encode(Observation(one, -one, one, one, one, one, one, features))
 
     states = [features_of(env, Al=2), features_of(env, Al=2, O=2), features_of(env, Al=4, O=5), features_of(env, Na=2)]
     before = [encoded(features) for features in states]

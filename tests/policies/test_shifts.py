@@ -9,11 +9,13 @@ from torch.testing import assert_close
 
 from envs.crystal import CrystalBatch
 from envs.crystal_env import CrystalEnv, Stage
+from envs.enumerate import enumerate_crystals
 from envs.restrictions import Restrictions, mp20_space, restrict
 from envs.symmetry import SYMMETRY
-from policies.policy import CrystalPolicy, PolicyChooser, PolicyConfig
+from policies.policy import CrystalPolicy, PolicyChooser, PolicyConfig, _origin
 from policies.rollout import rollout, walk
 from policies.trajectories import Trajectories
+from tests.policies.exact import CUBIC
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +120,23 @@ def test_the_two_ways_to_write_a_spinel_look_alike(env: CrystalEnv) -> None:
     for state, same, different in zip(normal, by_another_origin, other, strict=True):
         assert torch.equal(state, same)
         assert not torch.equal(state, different)
+
+
+def test_while_letters_are_chosen_no_two_states_look_alike() -> None:
+    """Letters of an element come in their own order, which depends on the origin: the policy has to know it."""
+    env = CrystalEnv(CUBIC)
+    walks = walk(env, enumerate_crystals(env))
+    record, states = walks.records[Stage.WYCKOFF], walks.states
+    seen = record.observation
+    parts = (seen.group, seen.element, _origin(seen))
+    visible = torch.cat([torch.stack(parts, dim=1).double(), seen.dense.double()], dim=1)
+    n_orbits = [0] * walks.n
+    identity = []
+    for row, group, element in zip(record.walk.tolist(), seen.group.tolist(), seen.element.tolist(), strict=True):
+        orbits = zip(states.orbit_element[row].tolist(), states.orbit_letter[row].tolist(), strict=True)
+        written = tuple(orbits)[: n_orbits[row]]
+        identity.append((group, written, element, int(states.counts[row, element])))
+        n_orbits[row] += 1
+    assert len(torch.unique(visible, dim=0)) == len(set(identity))
+    blind = torch.cat([visible[:, :2], visible[:, 3:]], dim=1)
+    assert len(torch.unique(blind, dim=0)) < len(set(identity))  # without the origin they would
