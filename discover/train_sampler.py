@@ -33,8 +33,8 @@ _REPLAY = 50_000
 _WARM_UP = 0.3  # share of training over which the reward's exponent rises to 1
 _START_SHARPNESS = 0.1
 _CRYSTAL_COLUMNS = ("space_group", "elements", "letters", "counts", "lattice_parameters")
-_ANOTHER = "the checkpoint belongs to a different policy or version: {}"
 _TERM_COLUMNS = ("log_reward", "log_prior", "log_measure", "log_images")
+_ANOTHER = "the checkpoint belongs to a different policy or version: {}"
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,7 @@ class States:
     n_left: Tensor  # (n,) int64 atoms of the current element without a letter
     good: Tensor  # (n,) int64 bits of the residual capacities from which the crystal can be completed
     counts: Tensor  # (n, n_elements) int64 atoms per element, in building order
-    features: (
-        Tensor  # (n, n_features) float32: atoms per element, per letter as seen, the same weighted by element; then 0
-    )
+    features: Tensor  # (n, n_features) float32 atoms per element, per seen letter, these weighted by element; then 0
     orbit_element: Tensor  # (n, max_orbits) int64 position of the element
     orbit_letter: Tensor  # (n, max_orbits) int64
     orbit_count: Tensor  # (n, max_orbits) int64 atoms in the environment's cell, 0 = padding
@@ -98,6 +96,15 @@ class Observation:
     def __len__(self) -> int:
         """Return the number of states."""
         return int(self.system.shape[0])
+
+    @property
+    def origin(self) -> Tensor:
+        """(n,) int64 first of the ``shifts`` while letters are chosen, else 0.
+
+        Only then does it matter from which origin a crystal is written: an element's letters come in their own order.
+        """
+        first = ((self.shifts[:, None] >> torch.arange(SYMMETRY.shift_letters.shape[1])) & 1).argmax(dim=1)
+        return torch.where(self.stage == Stage.WYCKOFF, first, 0)
 
 
 class CrystalEnv:

@@ -151,7 +151,7 @@ class CrystalPolicy(nn.Module):
         """Return (n, width) hidden state of each observation; observations may mix stages."""
         kind = torch.where(observation.coordinate >= 0, len(Stage) + observation.coordinate, observation.stage)
         chosen = (observation.system, observation.point, observation.group, observation.element)
-        index = torch.stack([kind, *(value + 1 for value in chosen), _origin(observation)], dim=1) + self.first_row
+        index = torch.stack([kind, *(value + 1 for value in chosen), observation.origin], dim=1) + self.first_row
         tables = [self.system.weight, self.point.weight, self.group.weight, self.element.weight, self.origin.weight]
         if self.config.assignments:
             total = self.total_charges(observation.dense).clamp(_LEAST_CHARGE, _MOST_CHARGE)
@@ -161,7 +161,7 @@ class CrystalPolicy(nn.Module):
         weights = torch.cat([self.stage.weight + self.dense.bias, *tables])
         dense = observation.dense.to(weights.dtype)
         x = nn.functional.embedding_bag(index, weights, mode="sum").addmm_(dense, self.dense.weight.t())
-        x = x + self.position_in(self._occupied(observation.group, dense))
+        x.add_(self.position_in(self._occupied(observation.group, dense)))
         forget = not torch.is_grad_enabled()  # a gradient needs what went into the activation
         x = nn.functional.silu(x, inplace=forget)
         for layer in self.hidden:
@@ -175,8 +175,8 @@ class CrystalPolicy(nn.Module):
         first = self.config.n_elements
         shares = dense[:, first : first + 2 * MAX_LETTERS].unflatten(1, (2, MAX_LETTERS)).flatten(0, 1)
         row, letter = shares.nonzero().unbind(dim=1)  # few of the 27 letters are in use
-        ends = torch.bincount(row, minlength=len(shares)).cumsum(dim=0)
-        offsets = nn.functional.pad(ends[:-1], (1, 0))
+        n_used = torch.bincount(row, minlength=len(shares))
+        offsets = n_used.cumsum(dim=0) - n_used
         index = group[row // 2] * MAX_LETTERS + letter
         keys = self.position_key.weight.view(-1, _POSITION_WIDTH)
         weights = shares[row, letter]
@@ -257,16 +257,6 @@ class CrystalPolicy(nn.Module):
             observation = record.observation
             return self.letter(hidden, observation.group, observation.shifts, record.mask).log_prob(record.action)
         return self.symmetry(record.stage, hidden, record.mask).log_prob(record.action)
-
-
-def _origin(observation: Observation) -> Tensor:
-    """Return (n,) int64 first of the shifts that give letters their least images, while letters are chosen, else 0.
-
-    Only then does it matter from which origin the crystal is written: an element's letters come in their own order.
-    """
-    allowed = (observation.shifts[:, None] >> torch.arange(SYMMETRY.shift_letters.shape[1])) & 1
-    first = allowed.argmax(dim=1)
-    return torch.where(observation.stage == Stage.WYCKOFF, first, 0)
 
 
 @dataclass(frozen=True)

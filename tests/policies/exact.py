@@ -12,7 +12,7 @@ from envs.equivalence import image, log_n_images
 from envs.restrictions import Space, mp20_space
 from envs.symmetry import SYMMETRY
 from policies.distributions import MaskedCategorical, TruncatedLogisticMixture
-from policies.policy import CrystalPolicy, PolicyConfig, _origin
+from policies.policy import CrystalPolicy, PolicyConfig
 from policies.rollout import walk
 from policies.trajectories import StepRecord, join_observations
 
@@ -130,7 +130,7 @@ class TabularPolicy(CrystalPolicy):
             observation.point,
             observation.group,
             observation.element,
-            _origin(observation),  # no more than a network sees
+            observation.origin,  # no more than a network sees
         )
         columns = torch.cat([torch.stack(parts, dim=1).double(), observation.dense.double()], dim=1)
         weights = torch.rand(columns.shape[1], generator=generator, dtype=torch.float64)

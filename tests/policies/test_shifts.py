@@ -12,7 +12,7 @@ from envs.crystal_env import CrystalEnv, Stage
 from envs.enumerate import enumerate_crystals
 from envs.restrictions import Restrictions, mp20_space, restrict
 from envs.symmetry import SYMMETRY
-from policies.policy import CrystalPolicy, PolicyChooser, PolicyConfig, _origin
+from policies.policy import CrystalPolicy, PolicyChooser, PolicyConfig
 from policies.rollout import rollout, walk
 from policies.trajectories import Trajectories
 from tests.policies.exact import CUBIC
@@ -128,7 +128,7 @@ def test_while_letters_are_chosen_no_two_states_look_alike() -> None:
     walks = walk(env, enumerate_crystals(env))
     record, states = walks.records[Stage.WYCKOFF], walks.states
     seen = record.observation
-    parts = (seen.group, seen.element, _origin(seen))
+    parts = (seen.group, seen.element, seen.origin)
     visible = torch.cat([torch.stack(parts, dim=1).double(), seen.dense.double()], dim=1)
     n_orbits = [0] * walks.n
     identity = []
