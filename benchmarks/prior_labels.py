@@ -2,14 +2,17 @@
 
     python -m benchmarks.prior_labels n=1000 hull=HULL output=FOLDER
 
-Crystals of the untrained ionic prior are built as in a run and relaxed with CHGNet; each ends as a line of
-labels-SEED.jsonl, and what is there is not done again. Printed: energies above hull before and after (those of
-n=1110 are the first tables of `discover.screen`, the scatter of the extremes cut), by how much gaps open, and the
-errors of the proxies that ship on every fifth formula, before and after they have learnt from the others.
+Crystals of the untrained ionic prior are built with care and relaxed with CHGNet; each ends as a line of
+labels-SEED.jsonl, and what is there is not done again. labels-SEED.csv.gz has the crystals as built and as relaxed,
+both with the labels of the relaxed ones, for `python -m discover.train what=proxy data=FILE labels=labels-SEED.csv.gz`;
+energies that physics rules out (`discover.oracle.plausibility`) are left out. Printed: energies above hull before and
+after (those of n=1110, of single draws, are the first tables of `discover.screen`, the scatter of the extremes cut), by
+how much gaps open, and the errors of the proxies that ship on every fifth formula, before and after they have learnt
+from the others.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from numpy.typing import NDArray
 from pymatgen.core import Structure
 from torch import Tensor
 
-from discover.build import build_generator, seeded
+from discover.build import careful_generator, seeded
 from discover.campaign_records import crystals_of, record_of
 from discover.errors import main_guard
 from discover.generate import generate
@@ -29,14 +32,14 @@ from discover.learn import Lesson, Rehearsal, learn
 from discover.options import option, parse_args
 from discover.oracle.band_gap import GapModel
 from discover.oracle.hull import Hull
+from discover.oracle.plausibility import unsuitable_elements, why_implausible
 from discover.oracle.relax import relax
 from discover.train_sampler import draw_crystals
 from envs.crystal import CrystalBatch
 from policies.pretrained import load_prior
 from proxies import PropertyEnsemble, load_pretrained
 
-_DRAWS = 4  # of coordinates, as in a run
-_CHUNK, _REHEARSED = 20, 4096
+_CHUNK, _REHEARSED = 100, 4096
 _EDGES = (0.03, 0.1, 0.2, 0.32, 0.46, 0.68, 1.0, 2.0)  # eV/atom above hull as built
 _MOST_ABOVE = 1.2  # eV/atom above hull beyond which gaps open no further
 _FOLDS = 5
@@ -61,13 +64,18 @@ def main(words: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     _label(config, path)
     lines = [row for row in _read(path) if row["row"] < config.n]
-    rows = [row for row in lines if row["relaxed"] is not None and row["formation_energy"] is not None]
+    rows = [row for row in lines if row["formation_energy"] is not None and not _doubt(row)]
     hull, built = Hull.load(config.hull), [Structure.from_dict(row["built"]) for row in rows]
+    relaxed = [Structure.from_dict(row["relaxed"]) for row in rows]
     compositions = [structure.composition for structure in built]
     before = hull.e_above_hull(compositions, [row["initial_formation_energy"] for row in rows])
     energies = np.array([row["formation_energy"] for row in rows])
     after = hull.e_above_hull(compositions, energies)
-    gaps = _gaps(built, [Structure.from_dict(row["relaxed"]) for row in rows])
+    gaps = _gaps(built, relaxed)
+    found = {"formation_energy_per_atom": energies, "e_above_hull": after, "band_gap": gaps[:, 1]}
+    names = [f"{config.seed}-{row['row']}" for row in rows]
+    table = pd.concat([_as_data(names, built, "built", found), _as_data(names, relaxed, "relaxed", found)])
+    table.to_csv(path.with_suffix(".csv.gz"), index=False, float_format="%.6g")
     print(_table(before, after).to_string(index=False, float_format="%.3f"))
     lesson = Lesson(
         crystals_of([row["crystal"] for row in rows]),
@@ -82,7 +90,7 @@ def _label(config: PriorLabelsConfig, path: Path) -> None:
     missing = [row for row in range(config.n) if row not in done]
     if not missing:
         return
-    flow = build_generator("flow", None, n_draws=_DRAWS)
+    flow = careful_generator(lattice="fixed", pick="chgnet", n_workers=config.n_workers)
     drawn = generate(config.n, letters="prior", prior=load_prior("ionic"), generator=flow, seed=config.seed)
     for start in range(0, len(missing), _CHUNK):
         rows = missing[start : start + _CHUNK]
@@ -116,6 +124,20 @@ def _read(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:  # empty or cut short
             continue
     return rows
+
+
+def _doubt(row: Mapping[str, Any]) -> str:
+    """Return why the energy of a labelled crystal is not to be believed, "" if nothing speaks against it."""
+    relaxed = Structure.from_dict(row["relaxed"])
+    return unsuitable_elements(relaxed.composition) or why_implausible(relaxed, row["formation_energy"])
+
+
+def _as_data(
+    names: Sequence[str], structures: Sequence[Structure], kind: str, labels: Mapping[str, NDArray[np.float64]]
+) -> pd.DataFrame:
+    """Return structures with labels in the form of `discover.data`."""
+    cifs = [structure.to(fmt="cif") for structure in structures]
+    return pd.DataFrame({"material_id": [f"{name}-{kind}" for name in names], "cif": cifs, **labels})
 
 
 def _number(value: float) -> float | None:

@@ -857,8 +857,13 @@ class TrainConfig:
     device: str | None = option(None, "for what=flow: cpu or cuda; null: cuda where there is one")
     start: str | None = option(
         None,
-        "for what=flow and prior: folder of one to start from, to refine it or to fit it to other data (a prior then "
-        "learns to reckon with charges too); null: none",
+        "for what=flow, prior and proxy: folder of one to start from, to refine it or to fit it to other data (a prior "
+        "then learns to reckon with charges too); null: none",
+    )
+    labels: str | None = option(
+        None,
+        "for what=proxy: data set of proposed crystals to learn from as well, labelled with what they relax to, such "
+        "as benchmarks.prior_labels writes; null: none",
     )
     seed: int = option(0, "random seed")
 
@@ -874,8 +879,12 @@ class TrainConfig:
             f"device applies to what=flow; what={self.what} trains on the CPU. Drop it",
         )
         _require(
-            self.what in ("flow", "prior") or self.start is None,
-            f"start applies to what=flow and what=prior; what={self.what} starts from nothing. Drop it",
+            self.what in ("flow", "prior", "proxy") or self.start is None,
+            f"start applies to what=flow, prior and proxy; what={self.what} starts from nothing. Drop it",
+        )
+        _require(
+            self.what == "proxy" or self.labels is None,
+            f"labels applies to what=proxy; what={self.what} learns from data alone. Drop it",
         )
         _require(
             self.what == "composition_prior" or self.n_networks is None,

@@ -14,6 +14,7 @@ from discover.train_composition_prior import CompositionPriorTraining, train_com
 from discover.train_flow import train_flow
 from discover.train_prior import PriorTraining, train_prior
 from discover.train_proxy import ProxyTraining, train_proxy, train_trees
+from proxies import PropertyEnsemble
 
 USAGE = "python -m discover.train what=prior|composition_prior|proxy|trees|flow|gap data=FILE.csv output=DIR"
 
@@ -45,7 +46,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
         given["learning_rate"] = given.pop("lr")
     if config.what == "gap":
         return dict(train_band_gap(config.data, output, settings=GapTraining(**given)).facts["held_out"])
-    return dict(train_proxy(config.data, output, settings=ProxyTraining(**given)).facts["held_out"])
+    proxies = train_proxy(
+        config.data,
+        output,
+        settings=ProxyTraining(**given),
+        labels_path=config.labels,
+        start=None if start is None else PropertyEnsemble.load(start),
+    )
+    return dict(proxies.facts["held_out"])
 
 
 def main(words: Sequence[str]) -> None:

@@ -96,6 +96,8 @@ def train_proxy(
     output: Path | str,
     *,
     settings: ProxyTraining | None = None,
+    labels_path: Path | str | None = None,
+    start: PropertyEnsemble | None = None,
     members: Sequence[int] | None = None,
     n_workers: int = 2,
     progress: bool = True,
@@ -105,21 +107,27 @@ def train_proxy(
     Args:
         data_path: CSV in the field's form with at least one of the labels (see `discover.data`).
         output: Folder that receives checkpoints and, complete, `ensemble.safetensors` and `ensemble.json`.
-        settings: The defaults are those of the shipped ensemble.
+        settings: The defaults are those of the shipped ensemble, before it learnt from labels of proposals.
+        labels_path: Proposed crystals in the same form, whose labels are those after a relaxation; they are learnt as
+            they are, never strained.
+        start: Whose members training starts from, with their sizes; None starts from nothing.
         members: Which members to train now, all by default; the ensemble holds every member finished so far.
         n_workers: Processes that prepare the data.
         progress: Show bars.
 
     Raises:
-        DataError: If the CSV cannot be used.
+        DataError: If a CSV cannot be used.
         ProxyError: If it holds too few labels.
     """
     settings = settings or ProxyTraining()
+    if start is not None:
+        settings = replace(settings, n_members=len(start.members), network=start.members[0].config)
     output = Path(output)
-    data = split(prepare(data_path, n_workers=n_workers, progress=progress), settings)
+    proposed = None if labels_path is None else prepare(labels_path, n_workers=n_workers, progress=progress)
+    data = split(prepare(data_path, n_workers=n_workers, progress=progress), settings, proposed)
     output.mkdir(parents=True, exist_ok=True)
     for k in members if members is not None else range(settings.n_members):
-        train_member(data, settings, k, output, progress=progress)
+        train_member(data, settings, k, output, start=None if start is None else start.members[k], progress=progress)
     return assemble(data, settings, output)
 
 
@@ -147,18 +155,25 @@ def train_trees(
     return trees
 
 
-def split(data: PreparedData, settings: ProxyTraining) -> TrainingData:
+def split(data: PreparedData, settings: ProxyTraining, proposed: PreparedData | None = None) -> TrainingData:
     """Return labelled crystals with a held-out part that shares no formula with the rest.
 
     The split depends on nothing but names, so that every member and every resumed run has the same one.
 
+    Args:
+        data: Relaxed crystals.
+        settings: Of the training.
+        proposed: Crystals as they were proposed, labelled with what they relax to.
+
     Raises:
         ProxyError: If there are too few labelled rows.
     """
-    labels = torch.stack([data.labels[name] for name in _LABEL_ORDER], 1)
+    parts = [data] if proposed is None else [data, proposed]
+    crystals = CrystalBatch.cat([part.crystals for part in parts])
+    labels = torch.cat([torch.stack([part.labels[name] for name in _LABEL_ORDER], 1) for part in parts])
     labelled = ~labels.isnan().all(dim=1)
-    system = np.array([_share("s" + name) for name in data.crystals.chemical_systems()])
-    formula = np.array([_share("f" + name) for name in data.formulas])
+    system = np.array([_share("s" + name) for name in crystals.chemical_systems()])
+    formula = np.array([_share("f" + name) for part in parts for name in part.formulas])
     new_system = torch.from_numpy(system < settings.held_out)
     held_out = new_system | torch.from_numpy(formula < settings.held_out)
     train_rows, held_out_rows = (labelled & ~held_out).nonzero().flatten(), (labelled & held_out).nonzero().flatten()
@@ -167,14 +182,14 @@ def split(data: PreparedData, settings: ProxyTraining) -> TrainingData:
             f"training needs at least {_MIN_ROWS} rows with one of {', '.join(LABELS)} and some to hold out, "
             f"got {len(train_rows)} and {len(held_out_rows)}"
         )
-    crystals = data.crystals
-    volumes = elemental_volumes(crystals.select(train_rows))
+    is_relaxed = torch.arange(len(crystals)) < len(data.crystals)
+    volumes = elemental_volumes(crystals.select(train_rows[is_relaxed[train_rows]]))
     fractions = crystals.counts.double() / crystals.n_atoms[:, None]
     excess = (crystals.volume_per_atom / (fractions * volumes[crystals.elements]).sum(1)).log()
     return TrainingData(
         crystals=crystals,
         labels=labels.float(),
-        relaxed=(excess.abs() < _NORMAL_EXCESS) & (crystals.volume_per_atom < _NORMAL_VOLUME),
+        relaxed=is_relaxed & (excess.abs() < _NORMAL_EXCESS) & (crystals.volume_per_atom < _NORMAL_VOLUME),
         stretchable=(crystals.space_group > 2) & (crystals.space_group < 195),
         train_rows=train_rows,
         held_out_rows=held_out_rows,
@@ -197,15 +212,26 @@ def elemental_volumes(crystals: CrystalBatch) -> Tensor:
 
 
 def train_member(
-    data: TrainingData, settings: ProxyTraining, k: int, folder: Path, *, progress: bool = True
+    data: TrainingData,
+    settings: ProxyTraining,
+    k: int,
+    folder: Path,
+    *,
+    start: OrbitNetwork | None = None,
+    progress: bool = True,
 ) -> OrbitNetwork:
-    """Train member `k`, from its checkpoint in `folder` if there is one, and return the averaged network."""
+    """Train member `k`, from its checkpoint in `folder` if there is one, and return the averaged network.
+
+    Without a checkpoint it starts from the weights and the standardisation of `start`, or from nothing.
+    """
     finished = folder / f"member_{k}.pt"
     if finished.is_file():
         return _load_network(finished, data, settings)
     seed = 1000 * settings.seed + k
     torch.manual_seed(seed)  # initial weights
     network = new_network(data, settings)
+    if start is not None:
+        network.load_state_dict(start.state_dict())
     average = {name: value.clone() for name, value in network.state_dict().items()}
     state = _MemberState(network, average, _optimiser(network, settings), torch.Generator().manual_seed(seed))
     checkpoint = folder / f"member_{k}.checkpoint.pt"

@@ -1,5 +1,6 @@
 """Training proxies end to end on a few hundred made-up crystals: splits, resuming, figures."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from discover import train_proxy as training
-from discover.data import PreparedData, save_prepared
+from discover.data import PreparedData, load_prepared, save_prepared
 from discover.evaluate_proxy import evaluate_proxy, roc_auc
 from discover.train_proxy import ProxyTraining, assemble, split, train_member, train_proxy, train_trees, training_loss
 from proxies import ProxyError
@@ -97,6 +98,32 @@ def test_a_csv_becomes_an_ensemble_with_figures(prepared: PreparedData, tmp_path
     assert figures["scoring_rate_per_s"] > 0
     new = evaluate_proxy(tmp_path / "data.npz", ensemble, train_path=tmp_path / "data.npz", progress=False)
     assert new["new_chemical_systems"] == {}  # every labelled system was seen; unlabelled rows have no figures
+
+
+def test_proposed_crystals_are_learnt_from_as_they_are(prepared: PreparedData, tmp_path: Path) -> None:
+    """They are held out by formula like the rest, never strained, and a training may start from an earlier one."""
+    save_prepared(prepared, tmp_path / "data.npz")
+    higher = {name: labels + 1.0 for name, labels in prepared.labels.items()}
+    save_prepared(PreparedData(**{**vars(prepared), "labels": higher}), tmp_path / "proposed.npz")
+    data = split(prepared, SMALL, load_prepared(tmp_path / "proposed.npz"))
+    n = len(prepared.crystals)
+    assert len(data.crystals) == 2 * n
+    assert data.relaxed[:n].any()
+    assert not data.relaxed[n:].any()
+    formulas = np.tile(prepared.formulas, 2)
+    assert not set(formulas[data.train_rows]) & set(formulas[data.held_out_rows])
+    first = train_proxy(tmp_path / "data.npz", tmp_path / "first", settings=SMALL, progress=False)
+    slow = replace(SMALL, learning_rate=1e-9)
+    start = {"start": first, "progress": False}
+    same = train_proxy(tmp_path / "data.npz", tmp_path / "same", settings=slow, **start)
+    before = first.raw_outputs(prepared.crystals).mean["formation_energy_per_atom"]
+    assert torch.allclose(before, same.raw_outputs(prepared.crystals).mean["formation_energy_per_atom"], atol=1e-2)
+    few = {k: v.masked_fill(torch.arange(n) % 4 != 1, torch.nan) for k, v in prepared.labels.items()}
+    save_prepared(PreparedData(**{**vars(prepared), "labels": few}), tmp_path / "few.npz")
+    quick, labels = replace(SMALL, epochs=6, learning_rate=1e-2), tmp_path / "proposed.npz"
+    taught = train_proxy(tmp_path / "few.npz", tmp_path / "taught", settings=quick, labels_path=labels, **start)
+    rise = taught.raw_outputs(prepared.crystals).mean["formation_energy_per_atom"] - before
+    assert float(rise.mean()) > 0.2  # most of what it sees lies 1 eV/atom higher
 
 
 def test_trees_train_from_the_same_file(prepared: PreparedData, tmp_path: Path) -> None:
