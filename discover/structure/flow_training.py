@@ -6,7 +6,6 @@ Imports torch and numpy only and reads an `OrbitBatch`, so it runs wherever thes
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from discover.structure.network import FlowConfig, OrbitFormer
 from discover.structure.orbit_batch import Frame, LatticeScale, OrbitBatch, make_frame
@@ -25,6 +24,7 @@ from envs.lattice import IS_FREE
 from envs.symmetry import SYMMETRY
 from envs.wyckoff_operations import free_mask, transform_parameters
 from policies.ema import ExponentialMovingAverage
+from policies.parallel import join_processes
 from policies.training_state import check_same_training, digest, restore_training, training_tensors
 
 _CHECKPOINT_SECONDS = 60.0
@@ -163,7 +163,8 @@ class FlowTrainer:
     ) -> None:
         self.data, self.held_out, self.settings, self.folder = data, held_out, settings, folder
         self.device = torch.device(device)
-        self.rank, self.world = _join_processes(self.device)
+        processes = join_processes(self.device)
+        self.rank, self.world = processes.rank, processes.world
         torch.manual_seed(settings.seed)
         self.network = OrbitFormer(settings.network, descriptors).to(self.device)
         self.scale = LatticeScale.fit(data) if start is None else start[1]
@@ -326,12 +327,3 @@ class FlowTrainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "log.jsonl").open("a") as handle:
             handle.write(json.dumps(line) + "\n")
-
-
-def _join_processes(device: torch.device) -> tuple[int, int]:
-    """Return rank and number of processes; those that ``torchrun`` started are joined."""
-    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1
-    if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return distributed.get_rank(), distributed.get_world_size()

@@ -1,0 +1,83 @@
+"""Several processes that train one network: each has a part of every batch, and all take the same step.
+
+``torchrun`` starts them. One process alone needs nothing, and for it every function here changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import timedelta
+
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together."""
+
+    rank: int = 0
+    world: int = 1
+
+    def share(self, n: int) -> int:
+        """Return how many of ``n`` rows are this process's; the shares differ by one at most."""
+        return n // self.world + (self.rank < n % self.world)
+
+    def total(self, value: Tensor) -> Tensor:
+        """Return the sum of a tensor, of the same shape everywhere, over all processes; no gradient passes."""
+        if self.world == 1:
+            return value
+        total = value.detach().clone()
+        distributed.all_reduce(total)
+        return total
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give every parameter the sum of its gradients over all processes.
+
+        One that no process used keeps none, so that an optimiser leaves it alone, as it does with one process.
+        """
+        if self.world == 1:
+            return
+        by_type: dict[torch.dtype, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            by_type.setdefault(parameter.dtype, []).append(parameter)
+        for group in by_type.values():
+            used = group[0].new_tensor([parameter.grad is not None for parameter in group])
+            parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
+            flat = self.total(torch.cat([*(part.flatten() for part in parts), used]))
+            *sums, users = flat.split([*(part.numel() for part in parts), len(group)])
+            for parameter, gradient, n_users in zip(group, sums, users.tolist(), strict=True):
+                parameter.grad = gradient.view_as(parameter) if n_users else None
+
+    def from_first(self, value: Any = None) -> Any:
+        """Return what the first process gave, anything that can be pickled; those who come early wait for it."""
+        if self.world == 1:
+            return value
+        carried = [value]
+        distributed.broadcast_object_list(carried)
+        return carried[0]
+
+
+ALONE = Processes()
+
+
+def join_processes(device: torch.device | str = "cpu", *, patience: timedelta | None = None) -> Processes:
+    """Return this process among those that ``torchrun`` started, or alone.
+
+    Args:
+        device: Where the tensors are that processes exchange.
+        patience: How long one waits for another before it gives up; None: as long as torch thinks fit, which is
+            less than an hour.
+    """
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo", timeout=patience)
+    return Processes(distributed.get_rank(), distributed.get_world_size())
