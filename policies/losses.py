@@ -2,6 +2,9 @@
 
 They know neither environment nor network. ``log_pf`` and ``log_pb`` are (n, max_steps), 0 where padded, or (n,) if the
 caller has summed them; in a tree P_B is 1 and ``log_pb`` is 0 (or the log of a known constant per terminal).
+
+Where several processes share a batch, ``total`` sums a tensor over them (`policies.parallel.Processes.total`), and a
+loss is this process's part of the loss of the whole batch: the parts add up to it, and so do their gradients.
 """
 
 from __future__ import annotations
@@ -19,6 +22,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Penalty = Callable[[Tensor], Tensor]
+    Total = Callable[[Tensor], Tensor]
+
+
+def _own(value: Tensor) -> Tensor:
+    return value
 
 
 def square(residual: Tensor) -> Tensor:
@@ -62,9 +70,9 @@ def trajectory_balance_residual(log_Z: Tensor, log_pf: Tensor, log_pb: Tensor, l
     return log_Z + _log_flow_ratio(log_pf, log_pb, log_reward)
 
 
-def trajectory_balance_loss(residual: Tensor, penalty: Penalty = square) -> Tensor:
-    """Return the mean of ``penalty`` over residuals (n,)."""
-    return penalty(residual).mean()
+def trajectory_balance_loss(residual: Tensor, penalty: Penalty = square, total: Total = _own) -> Tensor:
+    """Return the mean of ``penalty`` over residuals (n,), or this process's part of the mean over those of all."""
+    return penalty(residual).sum() / total(torch.tensor(len(residual), device=residual.device))
 
 
 def log_partition_variance_loss(
@@ -73,6 +81,7 @@ def log_partition_variance_loss(
     log_reward: Tensor,
     group: Tensor | None = None,
     penalty: Penalty = square,
+    total: Total = _own,
 ) -> tuple[Tensor, Tensor]:
     """Return trajectory balance with the log Z that fits the batch best, and that log Z.
 
@@ -87,9 +96,10 @@ def log_partition_variance_loss(
         group: (n,) int64 index of the condition of each trajectory, 0 to n_groups - 1; each group has its own log Z and
             should have at least 32 members, since a group of one teaches nothing. None: all belong together.
         penalty: Of each residual.
+        total: Sums over the processes that share the batch; without ``group``.
 
     Returns:
-        The scalar loss, and log Z as estimated from this batch: (n_groups,), NaN for a group without members.
+        The scalar loss, and log Z as estimated from the whole batch: (n_groups,), NaN for a group without members.
 
     Raises:
         BatchShapeError: If the arguments do not describe the same n trajectories.
@@ -100,8 +110,9 @@ def log_partition_variance_loss(
         raise BatchShapeError(f"group must have shape {tuple(ratio.shape)} like log_reward, got {tuple(index.shape)}")
     detached = ratio.detach()
     size = torch.bincount(index)
-    log_Z = -torch.zeros(size.shape, dtype=ratio.dtype, device=ratio.device).index_add(0, index, detached) / size
-    return trajectory_balance_loss(ratio + log_Z[index], penalty), log_Z
+    sums = torch.zeros(size.shape, dtype=ratio.dtype, device=ratio.device).index_add(0, index, detached)
+    log_Z = -total(sums) / total(size)
+    return trajectory_balance_loss(ratio + log_Z[index], penalty, total), log_Z
 
 
 def _log_flow_ratio(log_pf: Tensor, log_pb: Tensor, log_reward: Tensor) -> Tensor:
