@@ -26,6 +26,7 @@ from envs.crystal import CrystalBatch
 from envs.crystal_env import CrystalEnv
 from envs.errors import RestrictionError
 from envs.restrictions import SPACES, Restrictions, Space, restrict
+from policies.parallel import ALONE, Processes
 from policies.policy import CrystalPolicy, PolicyConfig
 from policies.pretrained import SHIPPED, UNREPRESENTABLE, Prior, load_policy
 from proxies import DensityProxy, PropertyEnsemble, load_ensemble, load_pretrained
@@ -48,6 +49,7 @@ class Parts:
     prior: Prior | None  # None where the space is not the prior's
     generator: StructureGenerator
     with_free_cell: StructureGenerator | None = None  # finds cells too; None where they are restricted
+    processes: Processes = ALONE  # that train the policy together
 
 
 def run_space(config: RunConfig) -> Space:
@@ -64,7 +66,11 @@ def build_properties(folder: str | None) -> Properties:
 
 def with_proxies(config: RunConfig, parts: Parts, ensemble: PropertyEnsemble) -> Parts:
     """Return the parts of a run with other proxies, and the reward that follows from them."""
-    properties = Properties(ensemble, [DensityProxy()])
+    return with_properties(config, parts, Properties(ensemble, [DensityProxy()]))
+
+
+def with_properties(config: RunConfig, parts: Parts, properties: Properties) -> Parts:
+    """Return the parts of a run with other predictions, and the reward that follows from them."""
     reward = build_reward(config, properties)
     return replace(parts, properties=properties, reward=reward, target=replace(parts.target, reward=reward))
 
@@ -228,6 +234,9 @@ def start_trainer(config: RunConfig, parts: Parts, *, number: int = 1) -> Traine
     Later rounds go on with the policy of the one before, in fewer steps.
     """
     train = config.train if number == 1 else replace(config.train, n_steps=config.learn.sampler_steps, minutes=None)
+    seed = config.seed if number == 1 else seeded(config.seed, f"round {number}").initial_seed()
+    if rank := parts.processes.rank:
+        seed = seeded(seed, f"process {rank}").initial_seed()
     n_data = round(train.data_fraction * train.batch_size * train.n_steps)
     trainer = Trainer(
         parts.env,
@@ -236,8 +245,9 @@ def start_trainer(config: RunConfig, parts: Parts, *, number: int = 1) -> Traine
         train,
         data=prior_samples(config, parts, min(_POOL, n_data)) if n_data else None,
         loss=config.loss,
-        seed=config.seed if number == 1 else seeded(config.seed, f"round {number}").initial_seed(),
+        seed=seed,
         warm_up=number == 1,
+        processes=parts.processes,
     )
     if trainer.data_terms is not None and config.alpha_value > 0:
         outside = float((trainer.data_terms.log_prior <= UNREPRESENTABLE).double().mean())

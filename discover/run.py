@@ -3,19 +3,24 @@
 Train the sampler on the reward, sample, build the best as structures, check them with an interatomic potential; with
 ``rounds=3``, learn from the checks and propose again. Everything a run writes is in one folder; killed at any point,
 ``resume=DIR`` continues it.
+
+Under ``torchrun`` all processes train the sampler; the first one does everything else, while the others wait.
 """
 
+import contextlib
+import io
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from discover import report
-from discover.build import Parts, build_parts, prior_samples, seeded, start_trainer
+from discover.build import Parts, build_parts, prior_samples, seeded, start_trainer, with_properties
 from discover.campaign import Campaign, check_campaign
 from discover.candidates import candidate_table, crystal_keys, write_candidates
 from discover.config import RunConfig, absolute
@@ -25,11 +30,13 @@ from discover.run_folder import RunFolder, create_run_folder, open_run_folder
 from discover.structure.base import cif_text
 from discover.train_sampler import StepReport, Trainer, draw_crystals
 from envs.crystal import CrystalBatch
+from policies.parallel import Processes, join_processes
 
 USAGE = "python -m discover.run reward=bandgap target=1.34 ['restrict.elements=[Fe,O]'] [output=DIR]"
 CHECKPOINT_KIND = "sampler"
 _CHECKPOINT_SECONDS = 30.0
 _STRUCTURES_AT_ONCE = 64
+_PATIENCE = timedelta(days=365)  # of processes that only train, while the first one waits for an oracle
 _MOST_DRAWS = 20  # draws per wanted candidate before a small space is taken to be exhausted
 
 
@@ -49,6 +56,7 @@ def discover_crystals(config: RunConfig, parts: Parts, folder: RunFolder) -> Non
                 campaign.choose(number, parts, crystals, names, log_reward)
         if campaign is not None:
             campaign.check(number)
+    parts.processes.from_first(None)  # nothing is left to train
     if campaign is not None:
         campaign.finish(parts)
     report.write_report(folder)
@@ -58,8 +66,9 @@ def train_sampler(config: RunConfig, parts: Parts, folder: RunFolder, number: in
     """Train or finish training, leaving a checkpoint at most every half minute, and return with averaged weights.
 
     A later round starts from the averaged policy of the round before, which its checkpoint holds until there is one of
-    this round.
+    this round. Other processes learn here that they are needed, and for what.
     """
+    parts.processes.from_first((number, parts.properties))
     saved = folder.load_checkpoint(CHECKPOINT_KIND) if folder.has_checkpoint else None
     goes_on = saved is not None and saved[1].get("round", 1) == number
     if saved is not None and not goes_on:
@@ -69,6 +78,17 @@ def train_sampler(config: RunConfig, parts: Parts, folder: RunFolder, number: in
         trainer.restore(*saved)
     train_to_the_end(trainer, folder, number)
     return trainer
+
+
+def help_to_train(processes: Processes) -> None:
+    """Take part in the training of every round, as the first process says, until it says that there is no more."""
+    config = processes.from_first()
+    with contextlib.redirect_stderr(io.StringIO()):  # the first process says the same
+        parts = replace(build_parts(config), processes=processes)
+        while (call := processes.from_first()) is not None:
+            number, properties = call
+            parts = with_properties(config, parts, properties)
+            start_trainer(config, parts, number=number).run(on_step=lambda _: None)
 
 
 def train_to_the_end(trainer: Trainer, folder: RunFolder, number: int = 1) -> None:
@@ -219,9 +239,13 @@ def main(words: Sequence[str]) -> None:
         print(help_text(RunConfig, USAGE))
         return
     config = parse_args(RunConfig, words)
+    processes = join_processes(patience=_PATIENCE)
     if config.dry_run:
         check_campaign(config)
-        print_plan(config)
+        print_plan(config, processes)
+        return
+    if processes.rank:
+        help_to_train(processes)
         return
     if config.resume is not None:
         folder = open_run_folder(config.resume, to_continue=True)
@@ -233,19 +257,22 @@ def main(words: Sequence[str]) -> None:
         parts = build_parts(config)  # first, so that a run that cannot be built leaves no folder
         folder = create_run_folder(config, name=config.reward, output=config.output, argv=list(words))
     folder.structures  # noqa: B018 - fails now, not after training, where the folder cannot be written
-    discover_crystals(config, parts, folder)
+    processes.from_first(config)
+    discover_crystals(config, replace(parts, processes=processes), folder)
     n_files = sum(1 for _ in folder.structures.glob("*.cif"))
     print(f"{folder / report.SUMMARY} is the report; {n_files} CIF files are in {folder.structures}")
 
 
-def print_plan(config: RunConfig) -> None:
+def print_plan(config: RunConfig, processes: Processes) -> None:
     """Say what would run, after a few steps on the clock."""
-    parts = build_parts(config)
+    parts = replace(build_parts(config), processes=processes)
     trainer = start_trainer(config, parts)
     trainer.train_step()
     before = trainer.seconds
     for _ in range(3):
         trainer.train_step()
+    if processes.rank:
+        return
     per_step = (trainer.seconds - before) / 3
     steps = config.train.n_steps
     minutes = steps * per_step / 60

@@ -253,6 +253,7 @@ def describe_machine() -> dict[str, Any]:
         "git_revision": git_revision(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),  # as torchrun says
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 

@@ -3,6 +3,9 @@
 Trajectory balance (Malkin et al. 2022, arXiv:2201.13259), with learned log Z (``loss=tb``) or with the
 batch-optimal one (``loss=vargrad``). The state graph is a tree, so log P_B is minus the log of the
 number of equivalent letter assignments.
+
+Several processes share a batch: each draws its part, with a generator and a replay buffer of its own, the loss is that
+of the whole batch, and all take the same step.
 """
 
 import math
@@ -15,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from discover.config import TrainingConfig
-from discover.errors import CheckpointError
+from discover.errors import CheckpointError, ConfigError
 from discover.target import SamplingTarget, Terms
 from envs.crystal import CrystalBatch
 from envs.crystal_env import CrystalEnv
 from policies.ema import ExponentialMovingAverage
 from policies.losses import huber, log_partition_variance_loss, trajectory_balance_loss, trajectory_balance_residual
+from policies.parallel import ALONE, Processes
 from policies.policy import CrystalPolicy, Exploration, PolicyChooser
 from policies.replay import ReplayBuffer
 from policies.rollout import rollout, walk
@@ -58,8 +62,12 @@ class Trainer:
         config: Steps, batch, learning rates, exploration, sources of the batch.
         data: Terminals to learn from besides the policy's own; None leaves their share to the policy.
         loss: ``"vargrad"`` or ``"tb"``.
-        seed: Of every draw in training.
+        seed: Of every draw in training, another one in each process.
         warm_up: Raise the reward's exponent over the first part of training; a trained policy needs none.
+        processes: That train together; ``config.batch_size`` is their whole batch.
+
+    Raises:
+        ConfigError: If there are more processes than trajectories in a batch.
     """
 
     def __init__(
@@ -73,7 +81,11 @@ class Trainer:
         loss: str = "vargrad",
         seed: int = 0,
         warm_up: bool = True,
+        processes: Processes = ALONE,
     ) -> None:
+        if processes.world > config.batch_size:
+            raise ConfigError(f"train.batch_size={config.batch_size} is too small for {processes.world} processes")
+        self.processes, self.batch_size = processes, processes.share(config.batch_size)
         self.env, self.policy, self.target, self.config, self.loss = env, policy, target, config, loss
         self.data = data
         self.data_terms = target.terms(data) if data is not None else None
@@ -104,7 +116,7 @@ class Trainer:
         return min(share, 1.0)
 
     def train_step(self) -> StepReport:
-        """Draw a batch, score what is new, and take one gradient step."""
+        """Draw a batch, score what is new, and take one gradient step; all processes take it together."""
         started = time.perf_counter()
         self.in_step = True
         progress = self.progress()
@@ -113,21 +125,26 @@ class Trainer:
         log_pf, terms, fresh = self._draw(progress)
         log_reward = torch.cat([self.target.log_target(part, sharpness) for part in terms])
         log_pb = -torch.cat([part.log_images for part in terms])
+        total = self.processes.total
         if self.loss == "tb":
             residual = trajectory_balance_residual(self.log_Z, log_pf, log_pb, log_reward)
-            loss, log_Z = trajectory_balance_loss(residual, _PENALTY), float(self.log_Z.detach())
+            loss, log_Z = trajectory_balance_loss(residual, _PENALTY, total), float(self.log_Z.detach())
         else:
-            loss, log_Zs = log_partition_variance_loss(log_pf, log_pb, log_reward, penalty=_PENALTY)
+            loss, log_Zs = log_partition_variance_loss(log_pf, log_pb, log_reward, penalty=_PENALTY, total=total)
             log_Z = float(log_Zs)
             residual = trajectory_balance_residual(log_Zs[0], log_pf, log_pb, log_reward)
         self._descend(loss, progress)
         residual = residual.detach()
         self._remember(fresh, terms[0], residual[: len(fresh)])
+        # The clock of the first process counts for all, so that all stop at the same step.
+        seconds = time.perf_counter() - started if self.processes.rank == 0 else 0.0
+        own = [float(loss.detach()), float(terms[0].log_reward.sum()), len(fresh), seconds]
+        whole_loss, log_rewards, n_fresh, seconds = total(torch.tensor(own, dtype=torch.float64))
         self.step += 1
-        self.n_queries += len(fresh)
-        self.seconds += time.perf_counter() - started
+        self.n_queries += int(n_fresh)
+        self.seconds += float(seconds)
         self.in_step = False
-        return StepReport(self.step, float(loss.detach()), log_Z, float(terms[0].log_reward.mean()), self.n_queries)
+        return StepReport(self.step, float(whole_loss), log_Z, float(log_rewards / n_fresh), self.n_queries)
 
     def _draw(self, progress: float) -> tuple[Tensor, list[Terms], CrystalBatch]:
         """Return (n,) log P_F of the batch, its terms by source, and the crystals that the policy just made.
@@ -135,11 +152,11 @@ class Trainer:
         Gradients flow through log P_F; the policy's own walks come first, and their network passes are not repeated.
         """
         config = self.config
-        n_data = round(config.data_fraction * config.batch_size) if self.data is not None else 0
-        n_replay = round(config.replay_fraction * config.batch_size) if len(self.replay) else 0
+        n_data = round(config.data_fraction * self.batch_size) if self.data is not None else 0
+        n_replay = round(config.replay_fraction * self.batch_size) if len(self.replay) else 0
         exploration = Exploration(config.epsilon * (1.0 - 0.8 * progress), config.temperature)
         chooser = PolicyChooser(self.policy, self.generator, exploration, keep_log_prob=True)
-        own = rollout(self.env, config.batch_size - n_data - n_replay, chooser, record=False)
+        own = rollout(self.env, self.batch_size - n_data - n_replay, chooser, record=False)
         fresh = self.env.crystals(own.states)
         given, terms = [], [self.target.terms(fresh)]
         if n_replay:
@@ -163,6 +180,7 @@ class Trainer:
             group["lr"] = lr * decay * warm
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        self.processes.sum_gradients([*self.policy.parameters(), self.log_Z])
         nn.utils.clip_grad_norm_(self.policy.parameters(), _GRADIENT_NORM)
         self.optimiser.step()
         self.ema.update()
@@ -178,7 +196,14 @@ class Trainer:
     # --- whole training --------------------------------------------------------------------------
 
     def run(self, *, on_step: Callable[[StepReport], None]) -> None:
-        """Train to the end; ``on_step`` may save, show or log, and an exception in it ends the training."""
+        """Train to the end, every process from the state of the first one.
+
+        ``on_step`` may save, show or log, and an exception in it ends the training.
+        """
+        if self.processes.world > 1:
+            tensors, state = self.processes.from_first(self._shared_state())
+            if self.processes.rank:
+                self.restore(tensors, state)
         while self.progress() < 1.0:
             on_step(self.train_step())
 
@@ -213,8 +238,17 @@ class Trainer:
         tensors |= {"generator": self.generator.get_state(), "log_Z": self.log_Z.detach()}
         return tensors, {"step": self.step, "n_queries": self.n_queries, "seconds": self.seconds}
 
+    def _shared_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what all processes have in common: everything but generator and replay."""
+        tensors, state = self.state()
+        kept = {name: value for name, value in tensors.items() if not name.startswith(("generator", "replay."))}
+        return kept, state
+
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Continue from what ``state`` returned.
+
+        Of several processes the first one continues exactly. The others take everything from it but generator and
+        replay, which start anew: the buffer empty, the generator with a seed of the step.
 
         Raises:
             CheckpointError: If it belongs to a different network.
@@ -224,11 +258,14 @@ class Trainer:
             self.ema.load_state_dict(part(tensors, "ema."))
             self.replay.load_state_dict(part(tensors, "replay."))
             restore_optimiser(tensors, self.optimiser)
-            self.generator.set_state(tensors["generator"].to(torch.uint8))
             with torch.no_grad():
                 self.log_Z.copy_(tensors["log_Z"])
             self.step, self.n_queries = int(state["step"]), int(state["n_queries"])
             self.seconds = float(state["seconds"])
+            if self.processes.rank == 0:
+                self.generator.set_state(tensors["generator"].to(torch.uint8))
+            else:
+                self.generator.manual_seed(self.generator.initial_seed() + self.step)
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(_ANOTHER.format(error)) from error
 

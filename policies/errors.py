@@ -19,3 +19,7 @@ class ReplayError(ValueError):
 
 class CheckpointError(ValueError):
     """Saved tensors do not fit the object that should load them."""
+
+
+class ProcessError(ValueError):
+    """A process of a training that has ended before the others."""

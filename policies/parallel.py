@@ -1,19 +1,23 @@
 """Several processes that train one network: each has a part of every batch, and all take the same step.
 
-``torchrun`` starts them. One process alone needs nothing, and for it every function here changes nothing.
+``torchrun`` starts them. One process alone needs nothing, and for it every function here changes nothing. Where one has
+ended before its time, the others raise a ProcessError as soon as they need it.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
 
+from policies.errors import ProcessError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from datetime import timedelta
 
     from torch import Tensor, nn
@@ -35,7 +39,8 @@ class Processes:
         if self.world == 1:
             return value
         total = value.detach().clone()
-        distributed.all_reduce(total)
+        with _others():
+            distributed.all_reduce(total)
         return total
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -61,7 +66,8 @@ class Processes:
         if self.world == 1:
             return value
         carried = [value]
-        distributed.broadcast_object_list(carried)
+        with _others():
+            distributed.broadcast_object_list(carried)
         return carried[0]
 
 
@@ -81,3 +87,12 @@ def join_processes(device: torch.device | str = "cpu", *, patience: timedelta | 
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo", timeout=patience)
     return Processes(distributed.get_rank(), distributed.get_world_size())
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    """Say in one sentence that another process is gone; it has said why."""
+    try:
+        yield
+    except RuntimeError as error:  # of any kind, as the backend likes
+        raise ProcessError("another process of this training has ended or is out of reach; it says why") from error

@@ -154,7 +154,8 @@ def test_two_processes_train_together(tmp_path: Path) -> None:
         "settings = FlowTraining(epochs=2, batch_size=6, network=network)\n"
         "run = FlowTrainer(data, data, settings, torch.zeros(119, 2), folder / str('out'))\n"
         "run.run()\n"
-        "print('WORLD', run.world, sum(float(p.sum()) for p in run.network.parameters()))\n"
+        "total = sum(float(p.sum()) for p in run.network.parameters())\n"
+        "sys.stdout.write(f'WORLD {run.world} {total}\\n')\n"  # at once, so that lines stay whole
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     result = subprocess.run(
