@@ -88,7 +88,7 @@ def start(here: Path, *words: str, **environment: str) -> tuple[int, str, str]:
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=here, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
         try:
-            out, err = process.communicate(timeout=300)
+            out, err = process.communicate(timeout=900)
         except subprocess.TimeoutExpired:
             process.terminate()
             raise
