@@ -4,7 +4,8 @@ VASP results become labels on the Materials Project's scale if they were compute
 (`discover.dft_inputs`): pymatgen's `MaterialsProject2020Compatibility` (Wang et al. 2021,
 doi:10.1038/s41598-021-94550-5) checks potentials and U and adds the corrections; functional, cutoff and pressure are
 checked here, k-points are not. A run with other settings keeps its total energy, and its formation energy is unknown,
-with the reason.
+with the reason. Gaps are those of the eigenvalues; of another functional than PBE, such as a hybrid, the gap is no
+`band_gap`, which is on the PBE scale, but a property named after the functional.
 
 Energies of Quantum ESPRESSO belong to its pseudopotentials and compare with nothing else. A formation energy needs
 energies of the elements with the same pseudopotentials and cutoffs, which the user gives; the same corrections for
@@ -19,6 +20,7 @@ import math
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,8 @@ def read_result(
 def read_vasp(path: Path, *, proposed: Structure | None = None) -> Label:
     """Return the label of a vasprun.xml: total energy without smearing entropy, gap from the eigenvalues.
 
+    The gap of a functional such as HSE06 is the property ``band_gap_HSE06``.
+
     Args:
         path: The file, gzipped or not.
         proposed: The structure that was proposed; a result of another composition is an error.
@@ -128,18 +132,23 @@ def read_vasp(path: Path, *, proposed: Structure | None = None) -> Label:
     if not reason:
         formation, reason = _formation_energy(final, energy, parameters, elemental_energies())
         start, _ = _formation_energy(initial, first, parameters, elemental_energies())
-    return _label(
+    functional = str(parameters["run_type"])
+    on_scale = functional.removesuffix("+U") == "GGA"
+    label = _label(
         final,
         proposed or initial,
         energy=energy,
         formation=formation,
         initial_formation=start,
-        gap=gap,
+        gap=gap if on_scale else math.nan,
         n_steps=n_steps,
         problem="" if electronic else "the electronic steps did not converge",
         unfinished="" if ionic else "the relaxation ran out of steps (NSW)",
         note=reason,
     )
+    if on_scale or math.isnan(gap) or label.status is LabelStatus.FAILED:
+        return label
+    return replace(label, properties={f"band_gap_{functional}": gap})
 
 
 def read_espresso(

@@ -36,6 +36,7 @@ def vasprun(
     bands: tuple[float, float] = (1.0, 6.0),
     cutoff: float = 520.0,
     pressure: float = 0.0,
+    hybrid: bool = False,
 ) -> str:
     """Return a vasprun.xml whose steps have the given total energies in eV of the cell."""
     symbols = list(dict.fromkeys(site.specie.symbol for site in structure))
@@ -78,7 +79,8 @@ def vasprun(
 <incar>{u}<i name="PSTRESS">{pressure}</i></incar>
 <kpoints><generation param="Gamma"><v type="int" name="divisions">1 1 1</v><v name="usershift">0 0 0</v></generation>
 <varray name="kpointlist"><v>0 0 0</v></varray><varray name="weights"><v>1.0</v></varray></kpoints>
-<parameters><i name="AEXX">0.0</i><i type="logical" name="LHFCALC"> F </i><i name="HFSCREEN">0.0</i>
+<parameters><i name="AEXX">{0.25 * hybrid}</i><i type="logical" name="LHFCALC"> {"FT"[hybrid]} </i>
+<i name="HFSCREEN">{0.2 * hybrid}</i>
 <i type="string" name="GGA">--</i><i type="logical" name="LDAU"> {"T" if hubbard else "F"} </i>
 <i name="ENMAX">{cutoff}</i>
 <i type="int" name="NELM">{nelm}</i><i type="int" name="NSW">{nsw}</i><i type="int" name="IBRION">2</i>
@@ -151,6 +153,14 @@ def test_other_settings_have_no_formation_energy(tmp_path, settings, reason) -> 
     assert label.status is LabelStatus.GIVEN
     assert math.isnan(label.formation_energy_per_atom)
     assert reason in label.reason
+
+
+def test_the_gap_of_a_hybrid_is_not_one_on_the_scale_of_pbe(tmp_path) -> None:
+    label = read_vasp(write(tmp_path / "vasprun.xml", vasprun(NACL, [-6.7647], hybrid=True)))
+    assert label.status is LabelStatus.GIVEN
+    assert math.isnan(label.formation_energy_per_atom)
+    assert math.isnan(label.band_gap)
+    assert label.properties == {"band_gap_HSE06": pytest.approx(5.0)}
 
 
 def test_what_did_not_converge_is_a_failure_and_what_was_cut_short_is_not(tmp_path) -> None:
