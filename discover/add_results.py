@@ -1,9 +1,10 @@
 """``python -m discover.add_results run=DIR data=FOLDER``: results of VASP or Quantum ESPRESSO become labels of a run.
 
-They are kept and exported, and tables read them; the rounds of the run itself learn from its own oracle.
-
 The folder has one folder per structure, named by its id, as `discover.export` wrote them. Labels go into the run's
-store under the oracle "dft", beside those that are there; a structure that has one keeps it.
+store under the oracle "dft", beside those that are there; a structure that has one keeps it. What succeeded stands in
+for the numbers of the run's own oracle in rounds that have not been taught yet and, from the next
+``python -m discover.run resume=DIR``, in the tables, the finalists and the proxies that the run leaves; with
+``rounds=5 oracle.budget=100`` behind it, a run that has finished goes on and learns from them.
 """
 
 import json
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from discover.campaign import open_store
+from discover.campaign_records import DFT
 from discover.config import AddResultsConfig
 from discover.dft_results import read_results
 from discover.errors import main_guard
@@ -21,7 +23,6 @@ from discover.oracle.hull import Hull
 from discover.run_folder import open_run_folder
 
 USAGE = "python -m discover.add_results run=DIR data=FOLDER"
-ORACLE = "dft"
 
 
 def main(words: Sequence[str]) -> None:
@@ -42,7 +43,7 @@ def main(words: Sequence[str]) -> None:
             added = store.add_label(
                 run,
                 name,
-                ORACLE,
+                DFT,
                 label,
                 e_above_hull=above,
                 hull="" if hull is None else str(run_config.oracle.hull),

@@ -2,7 +2,8 @@
 
 A choice is stored at once and whole, every label the moment it is finished, and nothing stored is ever changed. All
 that later rounds depend on is computed from the store, in the order of candidates and not of time, so that a run that
-was killed goes on as if it had not been.
+was killed goes on as if it had not been. Results of DFT that a user adds (`discover.add_results`) count for what is
+taught, chosen and written after that.
 """
 
 import contextlib
@@ -16,7 +17,16 @@ import torch
 from torch import Tensor
 
 from discover.build import PROXIES, Parts, build_oracle, build_properties, build_second_oracle, seeded, with_proxies
-from discover.campaign_records import IMPLIED_HULL, crystals_of, given_lesson, implied_hull, joined, lesson_of
+from discover.campaign_records import (
+    DFT,
+    IMPLIED_HULL,
+    crystals_of,
+    given_lesson,
+    implied_hull,
+    joined,
+    lesson_of,
+    with_dft,
+)
 from discover.choose import Chooser
 from discover.config import RunConfig
 from discover.data import prepare
@@ -81,6 +91,10 @@ class Campaign:
         store.start_run(campaign.run, {"reward": config.reward, "target": config.target, "seed": config.seed})
         return campaign
 
+    def labelled(self, *, before_round: int | None = None) -> list[Labelled]:
+        """Return what is known of the candidates, of all rounds or those before one; see `known_labels`."""
+        return known_labels(self.store, self.run, self.oracle_name, before_round=before_round)
+
     # --- learning --------------------------------------------------------------------------------
 
     def teach(self, parts: Parts, number: int) -> Parts:
@@ -90,13 +104,18 @@ class Campaign:
             return parts
         return with_proxies(self.config, parts, ensemble)
 
-    def taught(self, number: int) -> PropertyEnsemble | None:
-        """Return the proxies of round `number`, from the folder if they were trained already; None: as at the start."""
-        labels = self.store.labels(self.run, self.oracle_name, before_round=number)
+    def taught(self, number: int, *, anew: bool = False) -> PropertyEnsemble | None:
+        """Return the proxies of round `number`; None: as at the start.
+
+        Args:
+            number: The round, from 1.
+            anew: Teach them again if the folder has them already.
+        """
+        labels = self.labelled(before_round=number)
         if self._start is None or (not labels and self.config.learn.labels is None):
             return None
-        saved = self.folder / LEARNT / f"{number:02d}" / PROXIES
-        if (saved / "ensemble.json").exists():
+        saved = learnt_folder(self.folder, number) / PROXIES
+        if (saved / "ensemble.json").exists() and not anew:
             return PropertyEnsemble.load(saved)
         lesson = lesson_of(labels)
         if self.config.learn.labels is not None:
@@ -141,7 +160,7 @@ class Campaign:
             hull=self.hull,
             start=self._start,
             earlier=self.store.candidates(self.run),
-            labelled=self.store.labels(self.run, self.oracle_name, before_round=number),
+            labelled=self.labelled(before_round=number),
         )
         with _said_how_to_go_on(self.folder):
             choice = chooser.choose(crystals, names, log_reward)
@@ -235,8 +254,11 @@ class Campaign:
     # --- the end ---------------------------------------------------------------------------------
 
     def finish(self, parts: Parts) -> None:
-        """Write the tables of labels and rounds, and, after more than one round, the proxies that know all labels."""
-        labelled = self.store.labels(self.run, self.oracle_name)
+        """Write the tables of labels and rounds, and, after more than one round, the proxies that know all labels.
+
+        What an earlier finish wrote is replaced: results or rounds may have been added since.
+        """
+        labelled = self.labelled()
         table = label_table(labelled, HitRule.of(self.config), parts.reward)
         self.folder.write(LABELS, table.to_csv(index=False, float_format="%.6g"))
         rounds = round_table(table)
@@ -244,11 +266,11 @@ class Campaign:
             rounds[column] = [self.store.round_info(self.run, number).get(name) for number in rounds.get("round", [])]
         self.folder.write(ROUNDS, rounds.to_csv(index=False, float_format="%.6g"))
         self._write_finalists(labelled, table)
-        for item in labelled:  # a kill may have come between a label and its file
+        for item in self.store.labels(self.run, self.oracle_name):  # a kill may have come between a label and its file
             if not (self.folder.relaxed / f"{item.candidate.candidate_id}.cif").exists():
                 self._write_relaxed(item.candidate.candidate_id, item.label)
-        last = self.config.rounds + (self.config.rounds > 1)
-        if (ensemble := self.taught(last)) is not None:
+        several = self.config.rounds > 1
+        if (ensemble := self.taught(self.config.rounds + several, anew=several)) is not None:
             ensemble.save(self.folder / PROXIES)
         self.store.close()
 
@@ -322,9 +344,15 @@ def open_store(folder: RunFolder) -> tuple[Store, str, RunConfig]:
     return Store.open(where), _run_name(folder), config
 
 
+def known_labels(store: Store, run: str, oracle: str, *, before_round: int | None = None) -> list[Labelled]:
+    """Return the labels of a run's own oracle, with the numbers of DFT where results were added."""
+    own, added = (store.labels(run, name, before_round=before_round) for name in (oracle, DFT))
+    return with_dft(own, added)
+
+
 def best_labelled(store: Store, run: str, config: RunConfig) -> list[Labelled]:
-    """Return the labels of a run's own oracle that have a structure, hits first, then by what was measured."""
-    labelled = store.labels(run, config.oracle.name)
+    """Return the labels that have a structure, hits first, then by what was measured; see `known_labels`."""
+    labelled = known_labels(store, run, config.oracle.name)
     reward = build_reward(config, build_properties(config.proxies))
     return best_first(labelled, label_table(labelled, HitRule.of(config), reward))
 
@@ -334,6 +362,11 @@ def best_first(labelled: Sequence[Labelled], table: pd.DataFrame) -> list[Labell
     order = [] if table.empty else table.sort_values(["hit", "checked_log_reward"], ascending=False).index
     best = [labelled[row] for row in order if table.loc[row, "status"] != LabelStatus.FAILED]
     return [item for item in best if item.label.structure is not None or item.candidate.structure is not None]
+
+
+def learnt_folder(folder: RunFolder, number: int) -> Path:
+    """Return where a run keeps what it has learnt before round `number`."""
+    return folder / LEARNT / f"{number:02d}"
 
 
 def _store_of(config: RunConfig, folder: RunFolder) -> str | Path:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from discover.data import batch_orbits, orbits_of_structure, prepare
 from discover.errors import DataError
 from discover.learn import LABEL_ORDER, Lesson
+from discover.oracle.base import P_METAL, LabelStatus
 from discover.store import Labelled
 from envs.crystal import CrystalBatch
 from proxies import DensityProxy, PropertyEnsemble
@@ -17,6 +19,47 @@ from proxies.base import Prediction
 
 IMPLIED_HULL = "implied by the proxies"
 METAL = 0.05  # eV; a smaller gap of a structure counts as none
+DFT = "dft"  # name that results of `discover.add_results` are stored under
+
+
+def with_dft(labelled: Sequence[Labelled], added: Sequence[Labelled]) -> list[Labelled]:
+    """Return labels with what DFT says of the same candidates in place of their own numbers.
+
+    Both are on one scale: formation energies MP2020, gaps PBE. What a calculation does not give (a formation energy on
+    another scale, a gap without bands) stays as the label has it; one that failed, or gives neither, changes nothing.
+
+    Args:
+        labelled: Labels of a run's own oracle.
+        added: Labels of DFT, in any order.
+    """
+    found = {item.candidate.candidate_id: item for item in added if item.label.status is not LabelStatus.FAILED}
+    return [
+        item if (better := found.get(item.candidate.candidate_id)) is None else _improved(item, better)
+        for item in labelled
+    ]
+
+
+def _improved(own: Labelled, better: Labelled) -> Labelled:
+    numbers = {
+        name: (getattr(own.label, name), getattr(better.label, name))
+        for name in ("formation_energy_per_atom", "band_gap")
+    }
+    kept = {name: mine for name, (mine, other) in numbers.items() if math.isnan(other)}
+    if len(kept) == len(numbers):
+        return own
+    properties = {name: value for name, value in own.label.properties.items() if name != P_METAL or "band_gap" in kept}
+    label = replace(
+        better.label,
+        **kept,
+        properties={**properties, **better.label.properties},
+        seconds=own.label.seconds,  # what the run spent
+    )
+    above, hull = better.e_above_hull, better.hull
+    if math.isnan(above):  # both energies lie above the same hull, whatever it is
+        above = own.e_above_hull + (label.formation_energy_per_atom - own.label.formation_energy_per_atom)
+        hull = own.hull
+    mixed = any(not math.isnan(value) for value in kept.values())
+    return Labelled(own.candidate, label, above, hull, f"{better.oracle}+{own.oracle}" if mixed else better.oracle)
 
 
 def lesson_of(labelled: Sequence[Labelled], *, relaxed: bool = True) -> Lesson:

@@ -69,6 +69,7 @@ class HitRule:
 def label_table(labelled: Sequence[Labelled], rule: HitRule, reward: Reward) -> pd.DataFrame:
     """Return one row a label, in the order of rounds and candidates, with what was predicted when it was chosen.
 
+    `oracle` is what the numbers of the row come from.
     `predicted_*` is what the proxies said, `screened_*` what the tables of `discover.screen` made of it and of a single
     point (for the gap: of a non-metal), before labels corrected them; missing where nothing was looked at.
     """
@@ -93,6 +94,7 @@ def label_table(labelled: Sequence[Labelled], rule: HitRule, reward: Reward) -> 
                 "chemical_system": candidate.chemical_system,
                 "prototype": candidate.prototype,
                 "n_atoms": candidate.n_atoms,
+                "oracle": item.oracle,
                 "status": str(label.status),
                 "reason": label.reason,
                 "formation_energy": label.formation_energy_per_atom,

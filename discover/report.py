@@ -308,11 +308,14 @@ def _checked(folder: RunFolder, config: RunConfig) -> list[str]:
         return []
     table, rounds = pd.read_csv(folder / LABELS, keep_default_na=False, na_values=[""]), pd.read_csv(folder / ROUNDS)
     hull = ", ".join(sorted(set(table["hull"].astype(str)))) if len(table) else ""
+    n_added = int((table["oracle"] != config.oracle.name).sum()) if "oracle" in table else 0
+    added = f" {n_added} of {len(table)} have numbers of results that were added." if n_added else ""
+    rule = HitRule.of(config).describe()
     lines = [
         "",
         f"## Checked with {config.oracle.name}",
         "",
-        f"A hit: {HitRule.of(config).describe()}. Failures count as no hit. Energies above hull are against: {hull}.",
+        f"A hit: {rule}. Failures count as no hit. Energies above hull are against: {hull}.{added}",
         "",
         "| " + " | ".join(_ROUND_HEADER.values()) + " |",
         "|---" * len(_ROUND_HEADER) + "|",

@@ -259,7 +259,10 @@ class Store:
             if before_round is not None:
                 query = query.where(CANDIDATES.c.round < before_round)
             rows = connection.execute(query.order_by(CANDIDATES.c.round, CANDIDATES.c.position)).all()
-        return [Labelled(read_candidate(row), read_label(row), nan_if_null(row.e_above_hull), row.hull) for row in rows]
+        return [
+            Labelled(read_candidate(row), read_label(row), nan_if_null(row.e_above_hull), row.hull, row.oracle)
+            for row in rows
+        ]
 
     def n_labels(self, run: str, oracle: str) -> int:
         """Return how many labels an oracle has given, failed ones included."""

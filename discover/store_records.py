@@ -62,12 +62,21 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A candidate with one label; `e_above_hull` in eV/atom, NaN if unknown, against the hull named `hull`."""
+    """A candidate with one label.
+
+    Args:
+        candidate: What was labelled.
+        label: What was found.
+        e_above_hull: eV/atom, NaN if unknown.
+        hull: Name of the hull that it refers to.
+        oracle: Name of what made the label; of `discover.campaign_records.with_dft` both names where it took from both.
+    """
 
     candidate: Candidate
     label: Label
     e_above_hull: float
     hull: str
+    oracle: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,9 +17,9 @@ from pymatgen.core import Structure
 
 from discover import campaign, run, sample
 from discover.campaign import STORE
-from discover.campaign_records import crystals_of, lesson_of, record_of
+from discover.campaign_records import DFT, IMPLIED_HULL, crystals_of, lesson_of, record_of, with_dft
 from discover.errors import ConfigError, RunPaused
-from discover.oracle.base import Label, LabelStatus, sound
+from discover.oracle.base import P_METAL, Label, LabelStatus, sound
 from discover.oracle.callable import CallableOracle
 from discover.progress import LABELS, ROUNDS, HitRule, label_table, round_table
 from discover.screen import SCREENED
@@ -255,6 +256,43 @@ def test_records_and_lessons_keep_crystals_and_leave_out_what_has_no_number() ->
     lesson = lesson_of(items)
     assert lesson.labels.tolist() == [pytest.approx([-1.95, 0.05, 0.0])]
     assert len(crystals_of([])) == 0
+
+
+def dft(name: str, *, energy: float, gap: float = math.nan, status: str = "given", above: float = math.nan) -> Labelled:
+    item = labelled(name, 1, energy=energy, gap=gap, status=status)
+    return replace(item, label=replace(item.label, seconds=0.0), e_above_hull=above, hull="", oracle=DFT)
+
+
+def test_what_dft_says_stands_in_for_the_numbers_of_a_run() -> None:
+    own = [replace(labelled(name, 1, energy=-1.95, gap=1.0), oracle="chgnet") for name in "abcdef"]
+    own[0] = replace(own[0], label=replace(own[0].label, properties={P_METAL: 0.1, "mass": 2.0}))
+    own[5] = replace(labelled("f", 1, energy=math.nan, status="failed"), oracle="chgnet")
+    known = with_dft(
+        own,
+        [
+            dft("e", energy=-1.5, gap=0.5, above=0.7),
+            dft("a", energy=-1.9, gap=2.0),
+            dft("c", energy=math.nan, gap=2.0),  # an energy on another scale
+            dft("b", energy=-1.9),
+            dft("d", energy=-9.0, status="failed"),
+            dft("f", energy=-1.9, gap=2.0, above=0.3),
+        ],
+    )
+    assert [item.candidate.candidate_id for item in known] == list("abcdef")
+    assert [item.oracle for item in known] == ["dft", "dft+chgnet", "dft+chgnet", "chgnet", "dft", "dft"]
+    assert [item.label.formation_energy_per_atom for item in known] == [-1.9, -1.9, -1.95, -1.95, -1.5, -1.9]
+    assert [item.label.band_gap for item in known] == [2.0, 1.0, 2.0, 1.0, 0.5, 2.0]
+    assert [item.e_above_hull for item in known] == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.7, 0.3])
+    assert {item.label.seconds for item in known} == {2.0}
+    assert known[0].label.properties == {"mass": 2.0}  # how sure another model is of its gap says nothing of this one
+    assert known[3] is own[3]
+    assert with_dft(own, []) == own
+
+
+def test_a_hull_that_proxies_imply_teaches_nothing_with_dft_either() -> None:
+    own = replace(labelled("a", 1, energy=-1.95), hull=IMPLIED_HULL)
+    (row,) = lesson_of(with_dft([own], [dft("a", energy=-1.9)])).labels.tolist()
+    assert row == [-1.9, pytest.approx(math.nan, nan_ok=True), pytest.approx(math.nan, nan_ok=True)]
 
 
 class NoReward:
