@@ -518,7 +518,14 @@ class RunConfig(RewardConfig):
     flow: str | None = option(None, "folder of a flow from discover.train what=flow; null: as shipped")
     seed: int = option(0, "random seed; same seed, same machine, same result")
     output: str | None = option(None, "folder of the run; null: runs/<time>-<reward>")
-    resume: str | None = option(None, "continue the run in this folder, with its own settings")
+    resume: str | None = option(
+        None,
+        "continue the run in this folder, with its own settings; one that has finished may be given more rounds and a "
+        "larger oracle.budget",
+    )
+    extends: tuple[int, int] | None = option(
+        None, "written by resume=: rounds and budget that the run had before it was given more"
+    )
     threads: int = option(1, "threads of torch; one is fastest on few cores, where two cost 1.6 times the wall time")
     dry_run: bool = option(False, "only print what would run, after four training steps on the clock")
 
@@ -573,9 +580,15 @@ class RunConfig(RewardConfig):
             idle += ["oracle"] if self.oracle != OracleConfig(name="none") else []
             idle += ["rounds"] if self.rounds > 1 else []
             _require(not idle, f"oracle.name=none checks nothing; drop {', '.join(idle)}")
+        done, spent = self.extends or (0, 0)
         _require(
-            self.oracle.budget is None or self.oracle.budget >= self.rounds,
-            f"oracle.budget={self.oracle.budget} is less than one structure for each of rounds={self.rounds}",
+            0 <= done < self.rounds,
+            f"extends={self.extends} leaves no round of rounds={self.rounds}",
+        )
+        _require(
+            self.oracle.budget is None or self.oracle.budget - spent >= self.rounds - done,
+            f"oracle.budget={self.oracle.budget} is less than one structure for each of rounds={self.rounds}"
+            + (f": {spent} belong to the first {done}" if done else ""),
         )
         _require(
             self.store is None or "://" not in self.store or "@" not in self.store or ":" not in _user_of(self.store),
@@ -606,14 +619,16 @@ class RunConfig(RewardConfig):
         )
 
     def _check_resume(self) -> None:
-        """Refuse settings beside `resume`: the run goes on with those it was started with."""
-        changed = [
-            field.name
-            for field in dataclasses.fields(self)
-            if field.name != "resume" and getattr(self, field.name) != _default(self, field.name)
-        ]
+        """Refuse settings beside `resume` but those that may be raised: the run goes on with its own."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del given["resume"], given["rounds"]
+        given["oracle"] = dataclasses.replace(self.oracle, budget=None)
+        changed = [name for name, value in given.items() if value != _default(self, name)]
         if changed:
-            raise ConfigError(f"resume={self.resume} goes on with the run's own settings; drop {', '.join(changed)}")
+            raise ConfigError(
+                f"resume={self.resume} goes on with the run's own settings, of which only rounds and oracle.budget may "
+                f"be raised; drop {', '.join(changed)}"
+            )
 
     @property
     def budget(self) -> int:
@@ -621,8 +636,14 @@ class RunConfig(RewardConfig):
         return 20 * self.rounds if self.oracle.budget is None else self.oracle.budget
 
     def round_budget(self, number: int) -> int:
-        """Return how many structures round `number` (from 1) checks; shares differ by one at most."""
-        return self.budget * number // self.rounds - self.budget * (number - 1) // self.rounds
+        """Return how many structures round `number` checks; shares differ by one at most.
+
+        Args:
+            number: The round, from 1; of a run that was given more, one of those that were added.
+        """
+        done, spent = self.extends or (0, 0)
+        budget, rounds, place = self.budget - spent, self.rounds - done, number - done
+        return budget * place // rounds - budget * (place - 1) // rounds
 
     @property
     def looks_per_check(self) -> int:

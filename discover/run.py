@@ -2,7 +2,7 @@
 
 Train the sampler on the reward, sample, build the best as structures, check them with an interatomic potential; with
 ``rounds=3``, learn from the checks and propose again. Everything a run writes is in one folder; killed at any point,
-``resume=DIR`` continues it.
+``resume=DIR`` continues it, and ``resume=DIR rounds=5 oracle.budget=100`` adds rounds to one that has finished.
 
 Under ``torchrun`` all processes train the sampler; the first one does everything else, while the others wait.
 """
@@ -24,7 +24,8 @@ from discover.build import Parts, build_parts, prior_samples, seeded, start_trai
 from discover.campaign import Campaign, check_campaign
 from discover.candidates import candidate_table, crystal_keys, write_candidates
 from discover.config import RunConfig, absolute
-from discover.errors import main_guard
+from discover.errors import ConfigError, main_guard
+from discover.extend import extended
 from discover.options import help_text, parse_args
 from discover.run_folder import RunFolder, create_run_folder, open_run_folder
 from discover.structure.base import cif_text
@@ -249,9 +250,13 @@ def main(words: Sequence[str]) -> None:
         return
     if config.resume is not None:
         folder = open_run_folder(config.resume, to_continue=True)
-        config = folder.config(RunConfig)
+        # Of the settings alone, rounds=1 could not be told from none given.
+        rounds = config.rounds if any(word.partition("=")[0] == "rounds" for word in words) else None
+        config = extended(folder, folder.config(RunConfig), rounds=rounds, budget=config.oracle.budget)
         parts = build_parts(config)
     else:
+        if config.extends is not None:
+            raise ConfigError("extends is written by resume=DIR rounds=N oracle.budget=N; drop it")
         config = absolute(config)
         check_campaign(config)
         parts = build_parts(config)  # first, so that a run that cannot be built leaves no folder

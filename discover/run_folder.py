@@ -149,7 +149,7 @@ class RunFolder:
         return [record for record in _json_lines(path) if event is None or record.get("event") == event]
 
     def config(self, cls: type[ConfigT]) -> ConfigT:
-        """Return the configuration the run was started with.
+        """Return the configuration of the run: what it was started with, and the rounds that it was given since.
 
         Raises:
             RunFolderError: If it is missing or not a configuration of this version.
@@ -159,6 +159,10 @@ class RunFolder:
         except (OSError, ConfigError) as error:
             reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
             raise RunFolderError(f"{self.path / CONFIG} is not the configuration of a run: {reason}") from error
+
+    def write_config(self, config: Any) -> None:
+        """Write the configuration of the run, complete or not at all."""
+        self.write(CONFIG, dump_yaml(config))
 
     def save_checkpoint(self, kind: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write the checkpoint of this run; see `save_checkpoint`."""
@@ -197,7 +201,7 @@ def create_run_folder(config: Any, *, name: str, output: str | None, argv: list[
     _make(path)
     folder = RunFolder(path)
     folder.write_json(VERSIONS, {"seed": getattr(config, "seed", None), "command": argv, **describe_machine()})
-    folder.write(CONFIG, dump_yaml(config))  # last: a folder with a configuration is a run
+    folder.write_config(config)  # last: a folder with a configuration is a run
     return folder
 
 

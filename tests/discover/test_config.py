@@ -180,6 +180,26 @@ def test_resume_needs_nothing_else_and_takes_nothing_else() -> None:
         run_config("resume=runs/x", "target=1.3", "train.n_steps=5")
 
 
+def test_rounds_and_budget_may_stand_beside_resume() -> None:
+    asked = run_config("resume=runs/x", "rounds=5", "oracle.budget=100")
+    assert (asked.rounds, asked.oracle.budget) == (5, 100)
+    with pytest.raises(ConfigError, match="drop oracle"):
+        run_config("resume=runs/x", "oracle.budget=100", "oracle.hull=x.csv")
+
+
+@pytest.mark.parametrize(
+    ("words", "shares"),
+    [
+        (["rounds=4", "oracle.budget=10"], {1: 2, 2: 3, 3: 2, 4: 3}),
+        (["rounds=5", "oracle.budget=17", "extends=[3,10]"], {4: 3, 5: 4}),
+        (["rounds=4", "extends=[1,20]"], {2: 20, 3: 20, 4: 20}),
+    ],
+)
+def test_a_budget_is_shared_by_the_rounds_that_are_to_come(words: list[str], shares: dict[int, int]) -> None:
+    config = run_config("reward=density", *words)
+    assert {number: config.round_budget(number) for number in shares} == shares
+
+
 def test_python_callers_get_the_same_checks() -> None:
     assert RewardConfig(reward="density").alpha == 1.0
     with pytest.raises(ConfigError, match="needs a target"):
