@@ -45,7 +45,7 @@ from discover.reward import build_reward
 from discover.run_folder import VERSIONS, RunFolder
 from discover.store import Candidate, Labelled, Store
 from discover.structure.base import NO_COORDINATES, cif_text
-from discover.train_proxy import ProxyTraining, split
+from discover.train_proxy import ProxyTraining, digest_of, split
 from discover.train_sampler import draw_crystals
 from discover.xrd import plot_pattern, powder_pattern
 from envs.crystal import CrystalBatch
@@ -82,13 +82,20 @@ class Campaign:
 
         Raises:
             StoreError: If the store cannot be opened.
-            RunFolderError: If the run's labels are elsewhere.
+            RunFolderError: If the run's labels are elsewhere, or its proxies have changed since it began.
         """
         store, run = Store.open(_store_of(config, folder)), _run_name(folder)
         if (folder / LEARNT).exists() and run not in store.runs():
             raise RunFolderError(f"the labels of {folder.path} are in another store; name it with store=")
         campaign = cls(config, folder, store, run)
-        store.start_run(campaign.run, {"reward": config.reward, "target": config.target, "seed": config.seed})
+        proxies = None if campaign._start is None else digest_of(campaign._start)
+        facts = {"reward": config.reward, "target": config.target, "seed": config.seed, "proxies": proxies}
+        store.start_run(campaign.run, facts)
+        if store.run_config(campaign.run).get("proxies", proxies) != proxies:
+            raise RunFolderError(
+                f"{folder.path} began with other proxies than {config.proxies or 'those that ship with this version'}; "
+                "go on with the version that began it"
+            )
         return campaign
 
     def labelled(self, *, before_round: int | None = None) -> list[Labelled]:

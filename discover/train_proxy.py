@@ -9,7 +9,7 @@ import logging
 import math
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from discover.data import LABELS, PreparedData, prepare
+from discover.run_folder import write_atomic
 from envs.crystal import CrystalBatch
+from policies.training_state import check_same_training, digest
 from proxies import PRETRAINED, ProxyError
 from proxies.augment import AugmentConfig, draw_strain, drop_letters, random_alternative, strain
 from proxies.calibration import LogitCalibration, StdCalibration, interval_coverage, spearman
@@ -37,6 +39,7 @@ from proxies.stability import METASTABLE
 logger = logging.getLogger(__name__)
 
 METAL_GAP = 1e-4  # eV; smaller gaps are metals
+TRAINING = "training.json"  # in the output folder: what its members are trained on
 _MIN_ROWS = 200
 _SECONDS_BETWEEN_CHECKPOINTS = 45.0
 _NORMAL_EXCESS = 0.45  # |log(volume / reference)| beyond which a cell is not taken for relaxed
@@ -51,7 +54,7 @@ _FEWEST_ROWS = 10  # for a figure
 
 @dataclass(frozen=True, kw_only=True)
 class ProxyTraining:
-    """Settings of one training; the defaults are those of the shipped ensemble."""
+    """Settings of one training; the defaults are those of the shipped ensemble's first one."""
 
     n_members: int = 3
     epochs: int = 80
@@ -118,6 +121,7 @@ def train_proxy(
     Raises:
         DataError: If a CSV cannot be used.
         ProxyError: If it holds too few labels.
+        CheckpointError: If the folder holds members of another training.
     """
     settings = settings or ProxyTraining()
     if start is not None:
@@ -126,9 +130,34 @@ def train_proxy(
     proposed = None if labels_path is None else prepare(labels_path, n_workers=n_workers, progress=progress)
     data = split(prepare(data_path, n_workers=n_workers, progress=progress), settings, proposed)
     output.mkdir(parents=True, exist_ok=True)
+    _claim(output, data, settings, start)
     for k in members if members is not None else range(settings.n_members):
         train_member(data, settings, k, output, start=None if start is None else start.members[k], progress=progress)
-    return assemble(data, settings, output)
+    about = {"n_proposed": 0 if proposed is None else len(proposed), "start": None if start is None else start.facts}
+    return assemble(data, settings, output, about)
+
+
+def _claim(folder: Path, data: TrainingData, settings: ProxyTraining, start: PropertyEnsemble | None) -> None:
+    """Note what the members in a folder are trained on, or refuse a folder with members of another training.
+
+    Raises:
+        CheckpointError: If there are.
+    """
+    ours = {
+        "settings": {name: value for name, value in asdict(settings).items() if name != "n_members"},
+        "data": digest(*vars(data.crystals).values(), data.labels, data.relaxed),
+        "start": None if start is None else digest_of(start),
+    }
+    ours = json.loads(json.dumps(ours))  # as it reads back
+    path = folder / TRAINING
+    if path.is_file() or any(folder.glob("member_*.pt")):
+        check_same_training(path, json.loads(path.read_text()) if path.is_file() else {}, ours)
+    write_atomic(path, json.dumps(ours, indent=1) + "\n")
+
+
+def digest_of(ensemble: PropertyEnsemble) -> str:
+    """Return what tells an ensemble's weights from others."""
+    return digest(*(value for member in ensemble.members for value in member.state_dict().values()))
 
 
 def train_trees(
@@ -328,8 +357,10 @@ def training_loss(outputs: Tensor, labels: Tensor, stable_weight: float) -> Tens
     return (total + _METAL_WEIGHT * (cross_entropy * known[:, 2] * weight).sum()) / len(outputs)
 
 
-def assemble(data: TrainingData, settings: ProxyTraining, folder: Path) -> PropertyEnsemble:
-    """Calibrate all finished members of `folder` on the held-out rows and save the ensemble there.
+def assemble(
+    data: TrainingData, settings: ProxyTraining, folder: Path, about: Mapping[str, Any] | None = None
+) -> PropertyEnsemble:
+    """Calibrate all finished members of `folder` on the held-out rows and save the ensemble, with more facts about it.
 
     Raises:
         ProxyError: If no member is finished.
@@ -349,6 +380,7 @@ def assemble(data: TrainingData, settings: ProxyTraining, folder: Path) -> Prope
         "n_held_out": len(data.held_out_rows),
         "settings": asdict(settings),
         "held_out": figures,
+        **(about or {}),
     }
     ensemble = ensemble.with_calibration(calibration, facts)
     ensemble.save(folder)

@@ -1,5 +1,6 @@
 """Rounds of a run: chosen, checked, learnt from, resumed after a kill at any point, refused where senseless."""
 
+import copy
 import json
 import math
 import os
@@ -18,13 +19,14 @@ from pymatgen.core import Structure
 from discover import campaign, run, sample
 from discover.campaign import STORE
 from discover.campaign_records import DFT, IMPLIED_HULL, crystals_of, lesson_of, record_of, with_dft
-from discover.errors import ConfigError, RunPaused
+from discover.errors import ConfigError, RunFolderError, RunPaused
 from discover.oracle.base import P_METAL, Label, LabelStatus, sound
 from discover.oracle.callable import CallableOracle
 from discover.progress import LABELS, ROUNDS, HitRule, label_table, round_table
 from discover.screen import SCREENED
 from discover.store import Candidate, Labelled, Store
 from envs.crystal import CrystalBatch
+from proxies import load_pretrained
 from proxies.base import Prediction
 
 TINY = [
@@ -348,6 +350,17 @@ def test_a_run_that_was_moved_goes_on_with_its_labels(oracle_here: Path) -> None
     pd.testing.assert_frame_equal(labels(oracle_here / "after"), wanted)
     with Store.open(oracle_here / "after" / STORE) as store:
         assert len(store.runs()) == 1
+
+
+def test_a_run_does_not_go_on_with_other_proxies(oracle_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = oracle_here / "run"
+    run.main([*TINY, f"output={folder}"])
+    other = copy.deepcopy(load_pretrained())
+    for member in other.members:
+        next(member.parameters()).data.add_(1.0)
+    monkeypatch.setattr(campaign, "load_pretrained", lambda: other)
+    with pytest.raises(RunFolderError, match="began with other proxies than those that ship"):
+        run.main([f"resume={folder}"])
 
 
 def test_few_formulas_do_not_keep_a_round_from_its_budget(oracle_here: Path) -> None:

@@ -11,6 +11,7 @@ from discover import train_proxy as training
 from discover.data import PreparedData, load_prepared, save_prepared
 from discover.evaluate_proxy import evaluate_proxy, roc_auc
 from discover.train_proxy import ProxyTraining, assemble, split, train_member, train_proxy, train_trees, training_loss
+from policies.errors import CheckpointError
 from proxies import ProxyError
 from proxies.networks import NetworkConfig
 from tests.proxies.textbook import random_crystals
@@ -124,6 +125,11 @@ def test_proposed_crystals_are_learnt_from_as_they_are(prepared: PreparedData, t
     taught = train_proxy(tmp_path / "few.npz", tmp_path / "taught", settings=quick, labels_path=labels, **start)
     rise = taught.raw_outputs(prepared.crystals).mean["formation_energy_per_atom"] - before
     assert float(rise.mean()) > 0.2  # most of what it sees lies 1 eV/atom higher
+    assert taught.facts["n_proposed"] == n
+    with pytest.raises(CheckpointError, match=r"training with other start; give another output folder"):
+        train_proxy(tmp_path / "few.npz", tmp_path / "taught", settings=quick, labels_path=labels, progress=False)
+    with pytest.raises(CheckpointError, match="training with other data"):
+        train_proxy(tmp_path / "few.npz", tmp_path / "taught", settings=quick, **start)
 
 
 def test_trees_train_from_the_same_file(prepared: PreparedData, tmp_path: Path) -> None:
