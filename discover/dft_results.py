@@ -4,8 +4,11 @@ VASP results become labels on the Materials Project's scale if they were compute
 (`discover.dft_inputs`): pymatgen's `MaterialsProject2020Compatibility` (Wang et al. 2021,
 doi:10.1038/s41598-021-94550-5) checks potentials and U and adds the corrections; functional, cutoff and pressure are
 checked here, k-points are not. A run with other settings keeps its total energy, and its formation energy is unknown,
-with the reason. Gaps are those of the eigenvalues; of another functional than PBE, such as a hybrid, the gap is no
-`band_gap`, which is on the PBE scale, but a property named after the functional.
+with the reason.
+
+Gaps are those of the eigenvalues. Of another functional than PBE, such as a hybrid or the LDA that potentials bring
+with them, the gap is no `band_gap`, which is on the PBE scale, but a property named after the functional:
+`band_gap_HSE06`, `band_gap_LDA`; `band_gap_unknown` where the file names none.
 
 Energies of Quantum ESPRESSO belong to its pseudopotentials and compare with nothing else. A formation energy needs
 energies of the elements with the same pseudopotentials and cutoffs, which the user gives; the same corrections for
@@ -17,10 +20,10 @@ Every result that cannot be used is a `FAILED` label with a reason: nothing that
 
 import logging
 import math
+import re
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,11 @@ _JOB_DONE, _NOT_CONVERGED = "JOB DONE", "convergence NOT achieved"
 _OUT_OF_STEPS = "The maximum number of steps has been reached"
 #: What pymatgen calls PBE where a user asked for it by name; MP2020 knows it as "GGA".
 _RUN_TYPES = {"PBE": "GGA", "PBE+U": "GGA+U"}
+#: What pymatgen calls the functional that the potentials bring, by the first word of their titles.
+_OF_POTENTIALS = {"PAW": "LDA", "PAW_GGA": "PW91"}
+#: PBE as pw.x writes it: by its name, or by its parts as the pseudopotential has them.
+_ESPRESSO_PBE = ("PBE", "SLA+PW+PBX+PBC", "SLA+PW+PBE+PBE")
+_PRINTED_FUNCTIONAL = re.compile(r"Exchange-correlation *= *([^(\n]*)")
 
 
 def read_results(
@@ -104,8 +112,6 @@ def read_result(
 def read_vasp(path: Path, *, proposed: Structure | None = None) -> Label:
     """Return the label of a vasprun.xml: total energy without smearing entropy, gap from the eigenvalues.
 
-    The gap of a functional such as HSE06 is the property ``band_gap_HSE06``.
-
     Args:
         path: The file, gzipped or not.
         proposed: The structure that was proposed; a result of another composition is an error.
@@ -123,6 +129,7 @@ def read_vasp(path: Path, *, proposed: Structure | None = None) -> Label:
             electronic, ionic, n_steps = run.converged_electronic, run.converged_ionic, len(run.ionic_steps)
             gap = _vasp_gap(run)
             parameters = run.get_computed_entry(inc_structure=False).parameters
+            functional = _vasp_functional(run, parameters["run_type"])
     except Exception as error:  # the parser raises many kinds
         raise DftError(f"{path} cannot be read: {_first_line(error)}") from error
     _check_composition(path, final.composition, proposed)
@@ -132,23 +139,19 @@ def read_vasp(path: Path, *, proposed: Structure | None = None) -> Label:
     if not reason:
         formation, reason = _formation_energy(final, energy, parameters, elemental_energies())
         start, _ = _formation_energy(initial, first, parameters, elemental_energies())
-    functional = str(parameters["run_type"])
-    on_scale = functional.removesuffix("+U") == "GGA"
-    label = _label(
+    return _label(
         final,
         proposed or initial,
         energy=energy,
         formation=formation,
         initial_formation=start,
-        gap=gap if on_scale else math.nan,
+        gap=gap,
+        functional=functional,
         n_steps=n_steps,
         problem="" if electronic else "the electronic steps did not converge",
         unfinished="" if ionic else "the relaxation ran out of steps (NSW)",
         note=reason,
     )
-    if on_scale or math.isnan(gap) or label.status is LabelStatus.FAILED:
-        return label
-    return replace(label, properties={f"band_gap_{functional}": gap})
 
 
 def read_espresso(
@@ -174,8 +177,10 @@ def read_espresso(
         raise DftError(f"{path} cannot be read: {_first_line(error)}") from error
     final, initial = run["final"], run["initial"]
     _check_composition(path, final.composition, proposed)
-    if references is None:
-        formation = start = math.nan
+    formation = start = math.nan
+    if run["functional"] != "PBE":
+        reason = f"no formation energy on the MP2020 scale: the functional is {run['functional']}, it has to be PBE"
+    elif references is None:
         reason = "no formation energy: energies of these pseudopotentials need elements computed with the same"
     else:
         parameters = {"run_type": "GGA", "hubbards": {}, "software": "espresso"}
@@ -188,6 +193,7 @@ def read_espresso(
         formation=formation,
         initial_formation=start,
         gap=run["gap"],
+        functional=run["functional"],
         n_steps=run["n_steps"],
         problem=run["problem"],
         unfinished=run["unfinished"],
@@ -203,16 +209,21 @@ def _label(
     formation: float,
     initial_formation: float,
     gap: float,
+    functional: str,
     n_steps: int,
     problem: str,
     unfinished: str,
     note: str,
 ) -> Label:
-    """Return the label; an energy that did not converge is a failure, a relaxation that was cut short is not."""
+    """Return the label; an energy that did not converge is a failure, a relaxation that was cut short is not.
+
+    The gap in eV is `band_gap` if the functional is PBE, with U or without, else a property named after it.
+    """
     if not math.isfinite(energy):
         problem = problem or "no total energy"
     if problem:
         return Label(status=LabelStatus.FAILED, reason=problem, n_steps=n_steps)
+    on_scale = functional.removesuffix("+U") == "PBE"
     return Label(
         status=LabelStatus.STEP_LIMIT if unfinished else LabelStatus.GIVEN,
         reason="; ".join(part for part in (unfinished, note) if part),
@@ -220,7 +231,8 @@ def _label(
         energy_per_atom=energy / len(final),
         formation_energy_per_atom=formation,
         initial_formation_energy_per_atom=initial_formation,
-        band_gap=gap,
+        band_gap=gap if on_scale else math.nan,
+        properties={} if on_scale or math.isnan(gap) else {f"band_gap_{functional}": gap},
         space_group_before=symmetry(proposed, SYMPREC_BUILT)[0],
         space_group_after=symmetry(final, SYMPREC_RELAXED)[0],
         n_steps=n_steps,
@@ -275,14 +287,34 @@ def _result_in(place: Path) -> Path | None:
 
 def _other_settings(run: Vasprun) -> str:
     """Return what sets a run apart from the Materials Project's beyond what pymatgen checks, "" if nothing does."""
-    others = [title for title in sorted(run.potcar_symbols) if not title.startswith("PAW_PBE")]
-    if others:
-        return f"no formation energy on the MP2020 scale: the potential {others[0]} is not one of PBE"
+    if foreign := _foreign_potential(run):
+        return f"no formation energy on the MP2020 scale: the potential {foreign} is not one of PBE"
     cutoff = run.parameters.get("ENMAX", run.incar.get("ENCUT", _CUTOFF))
     if float(cutoff) < _CUTOFF:
         return f"no formation energy on the MP2020 scale: the cutoff is {float(cutoff):g} eV, it has to be {_CUTOFF:g}"
     pressure = float(run.incar.get("PSTRESS", 0.0))
     return "" if pressure == 0 else f"no formation energy on the MP2020 scale: at a pressure of {pressure:g} kbar"
+
+
+def _foreign_potential(run: Vasprun) -> str:
+    """Return the title of a potential that is not one of PBE, "" if all are."""
+    return next((title for title in sorted(run.potcar_symbols) if not title.startswith("PAW_PBE")), "")
+
+
+def _vasp_functional(run: Vasprun, run_type: str) -> str:
+    """Return the functional's name, "PBE" or "PBE+U" only with potentials of PBE.
+
+    Args:
+        run: The run.
+        run_type: What pymatgen makes of the INCAR alone: "GGA" for whatever functional the potentials bring.
+    """
+    functional, plus, u = run_type.partition("+U")
+    foreign = _foreign_potential(run)
+    if functional in ("GGA", "PBE"):
+        kind = foreign.partition(" ")[0]
+        own = f"PBE_{kind}" if functional == "PBE" else _OF_POTENTIALS.get(kind, kind)
+        functional = own if foreign else "PBE"
+    return functional + plus + u
 
 
 def _vasp_gap(run: Vasprun) -> float:
@@ -320,10 +352,17 @@ def _read_espresso_output(path: Path) -> dict[str, Any]:
         "energy": float(last.calc.results.get("energy", math.nan)),
         "first_energy": float(first.calc.results.get("energy", math.nan)),
         "gap": _ase_gap(last),
+        "functional": _espresso_functional((_PRINTED_FUNCTIONAL.findall(text) or [""])[-1]),
         "n_steps": len(images),
         "problem": problem,
         "unfinished": "the relaxation ran out of steps (nstep)" if _OUT_OF_STEPS in text else "",
     }
+
+
+def _espresso_functional(name: str) -> str:
+    """Return the name of a functional without spaces, "PBE" in all its spellings, "unknown" for an empty one."""
+    name = "+".join(name.upper().replace("+", " ").split())
+    return "PBE" if name in _ESPRESSO_PBE else name or "unknown"
 
 
 def _ordered(atoms: Atoms) -> Structure:
@@ -356,6 +395,7 @@ def _read_espresso_xml(path: Path) -> dict[str, Any]:
         "energy": _xml_energy(output),
         "first_energy": _xml_energy(first),
         "gap": _xml_gap(output.find("band_structure")),
+        "functional": _espresso_functional(output.findtext("dft/functional", "")),
         "n_steps": max(len(steps), 1),
         "problem": "" if converged else "the electronic steps did not converge",
         "unfinished": "" if relaxed else "the relaxation ran out of steps (nstep)",

@@ -37,6 +37,7 @@ def vasprun(
     cutoff: float = 520.0,
     pressure: float = 0.0,
     hybrid: bool = False,
+    gga: str = "--",
 ) -> str:
     """Return a vasprun.xml whose steps have the given total energies in eV of the cell."""
     symbols = list(dict.fromkeys(site.specie.symbol for site in structure))
@@ -81,7 +82,7 @@ def vasprun(
 <varray name="kpointlist"><v>0 0 0</v></varray><varray name="weights"><v>1.0</v></varray></kpoints>
 <parameters><i name="AEXX">{0.25 * hybrid}</i><i type="logical" name="LHFCALC"> {"FT"[hybrid]} </i>
 <i name="HFSCREEN">{0.2 * hybrid}</i>
-<i type="string" name="GGA">--</i><i type="logical" name="LDAU"> {"T" if hubbard else "F"} </i>
+<i type="string" name="GGA">{gga}</i><i type="logical" name="LDAU"> {"T" if hubbard else "F"} </i>
 <i name="ENMAX">{cutoff}</i>
 <i type="int" name="NELM">{nelm}</i><i type="int" name="NSW">{nsw}</i><i type="int" name="IBRION">2</i>
 <i type="int" name="ISPIN">1</i></parameters>
@@ -163,6 +164,27 @@ def test_the_gap_of_a_hybrid_is_not_one_on_the_scale_of_pbe(tmp_path) -> None:
     assert label.properties == {"band_gap_HSE06": pytest.approx(5.0)}
 
 
+@pytest.mark.parametrize(
+    ("gga", "kind", "hubbard", "name"),
+    [
+        ("--", "PAW", None, "band_gap_LDA"),
+        ("--", "PAW", {"Na": 1.0}, "band_gap_LDA+U"),
+        ("--", "PAW_GGA", None, "band_gap_PW91"),
+        ("PE", "PAW", None, "band_gap_PBE_PAW"),
+        ("PS", "PAW_PBE", None, "band_gap_PBEsol"),
+        ("PE", "PAW_PBE", None, "band_gap"),
+        ("PE", "PAW_PBE", {"Na": 1.0}, "band_gap"),
+    ],
+)
+def test_a_gap_on_the_scale_of_pbe_needs_its_potentials(tmp_path, gga, kind, hubbard, name) -> None:
+    potentials = {symbol: title.replace("PAW_PBE", kind) for symbol, title in POTENTIALS.items()}
+    text = vasprun(NACL, [-6.7647], potentials=potentials, gga=gga, hubbard=hubbard)
+    label = read_vasp(write(tmp_path / "vasprun.xml", text))
+    assert label.status is LabelStatus.GIVEN
+    gaps = {"band_gap": label.band_gap, **label.properties}
+    assert {key: gap for key, gap in gaps.items() if not math.isnan(gap)} == {name: pytest.approx(5.0)}
+
+
 def test_what_did_not_converge_is_a_failure_and_what_was_cut_short_is_not(tmp_path) -> None:
     electronic = read_vasp(write(tmp_path / "a" / "vasprun.xml", vasprun(NACL, [-6.7], nelm=2)))
     assert (electronic.status, electronic.reason) == (LabelStatus.FAILED, "the electronic steps did not converge")
@@ -198,6 +220,8 @@ PW_OUT = """
      unit-cell volume          =     302.7200 (a.u.)^3
      number of atoms/cell      =            2
      number of atomic types    =            2
+     Exchange-correlation= {functional}
+                           (   1   4   3   4   0   0   0)
 
      celldm(1)=   7.536900  celldm(2)=   0.000000  celldm(3)=   0.000000
 
@@ -261,13 +285,15 @@ Cl               0.5000000000        0.5000000000        0.5000000000
 {end}
 """
 DONE = "   JOB DONE."
+#: A gap of 0.2 Hartree.
+LEVELS = "<highestOccupiedLevel>0.1</highestOccupiedLevel><lowestUnoccupiedLevel>0.3</lowestUnoccupiedLevel>"
 
 
-def pw_out(first: float = 125.0, last: float = 125.1, end: str = DONE) -> str:
-    return PW_OUT.format(first=f"{first:.8f}", last=f"{last:.8f}", end=end)
+def pw_out(first: float = 125.0, last: float = 125.1, end: str = DONE, functional: str = "PBE") -> str:
+    return PW_OUT.format(first=f"{first:.8f}", last=f"{last:.8f}", end=end, functional=functional)
 
 
-def pw_xml(energies: list[float], *, levels: str, scf: str = "true", opt: str = "true") -> str:
+def pw_xml(energies: list[float], *, levels: str, scf: str = "true", opt: str = "true", functional: str = "PBE") -> str:
     """Return the XML file of a relaxation of halite with the given total energies in Hartree."""
     axes = "".join(f"<a{i + 1}>{a} {b} {c}</a{i + 1}>" for i, (a, b, c) in enumerate(NACL.lattice.matrix / Bohr))
     atoms = "".join(
@@ -286,6 +312,7 @@ def pw_xml(energies: list[float], *, levels: str, scf: str = "true", opt: str = 
         f"<input>{cell}</input>{steps}<output><convergence_info><scf_conv><convergence_achieved>{scf}"
         "</convergence_achieved></scf_conv><opt_conv><convergence_achieved>"
         f"{opt}</convergence_achieved></opt_conv></convergence_info>{cell}"
+        f"<dft><functional>{functional}</functional></dft>"
         f"<total_energy><etot>{energies[-1]}</etot></total_energy><band_structure>{levels}</band_structure>"
         "</output></qes:espresso>"
     )
@@ -331,7 +358,7 @@ def test_printed_problems_are_seen(tmp_path, end, status, reason) -> None:
 @pytest.mark.parametrize(
     ("levels", "gap"),
     [
-        ("<highestOccupiedLevel>0.1</highestOccupiedLevel><lowestUnoccupiedLevel>0.3</lowestUnoccupiedLevel>", 0.2),
+        (LEVELS, 0.2),
         (
             (
                 "<lsda>false</lsda><fermi_energy>0.2</fermi_energy>"
@@ -367,6 +394,35 @@ def test_the_xml_file_has_energy_structure_and_gap(tmp_path, levels, gap) -> Non
     assert label.n_steps == 2
     assert label.structure is not None
     assert label.structure.matches(NACL, scale=False)
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("PBE", "PBE"),
+        ("pbe", "PBE"),
+        ("SLA  PW   PBX  PBC", "PBE"),
+        ("SLA+PW+PBE+PBE", "PBE"),
+        ("HSE", "HSE"),
+        ("PBESOL", "PBESOL"),
+        ("SLA  PW   PSX  PSC", "SLA+PW+PSX+PSC"),
+        ("", "unknown"),
+    ],
+)
+def test_only_the_functional_that_pw_names_makes_a_gap_one_of_pbe(tmp_path, written, name) -> None:
+    texts = {"a.xml": pw_xml([-62.5], levels=LEVELS, functional=written), "pw.out": pw_out(functional=written)}
+    for file, text in texts.items():
+        path, references = write(tmp_path / file, text), {"Na": -600.0, "Cl": -1000.0}
+        label = read_espresso(path, references=references)
+        assert label.status is LabelStatus.GIVEN
+        gap = pytest.approx(0.2 * Hartree if file == "a.xml" else 4.8)
+        if name == "PBE":
+            assert (label.band_gap, label.properties, label.reason) == (gap, {}, "")
+        else:
+            assert label.properties == {f"band_gap_{name}": gap}
+            assert math.isnan(label.band_gap)
+            assert math.isnan(label.formation_energy_per_atom)
+            assert f"the functional is {name}, it has to be PBE" in label.reason
 
 
 def test_problems_in_the_xml_file_are_seen(tmp_path) -> None:
