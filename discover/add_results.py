@@ -8,13 +8,12 @@ for the numbers of the run's own oracle in rounds that have not been taught yet 
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from discover.campaign import open_store
-from discover.campaign_records import DFT
+from discover.campaign import open_store, proxies_that_learn
+from discover.campaign_records import DFT, IMPLIED_HULL, above_hull
 from discover.config import AddResultsConfig
 from discover.dft_results import read_results
 from discover.errors import main_guard
@@ -32,21 +31,21 @@ def main(words: Sequence[str]) -> None:
         return
     config = parse_args(AddResultsConfig, words)
     store, run, run_config = open_store(open_run_folder(config.run))
-    hull = None if run_config.oracle.hull is None else Hull.load(run_config.oracle.hull)
+    file = run_config.oracle.hull
+    hull = None if file is None else Hull.load(file)
+    start = proxies_that_learn(run_config.proxies) if hull is None else None
     with store:
-        proposed = {item.candidate_id: item.structure for item in store.candidates(run) if item.structure is not None}
+        candidates = {item.candidate_id: item for item in store.candidates(run)}
+        proposed = {name: item.structure for name, item in candidates.items() if item.structure is not None}
         found: Counter[str] = Counter()
         for name, label in read_results(Path(config.data), proposed).items():
-            above = math.nan
-            if hull is not None:
-                above = float(hull.e_above_hull([proposed[name].composition], [label.formation_energy_per_atom])[0])
             added = store.add_label(
                 run,
                 name,
                 DFT,
                 label,
-                e_above_hull=above,
-                hull="" if hull is None else str(run_config.oracle.hull),
+                e_above_hull=above_hull(hull, start, candidates[name], label),
+                hull=IMPLIED_HULL if hull is None else str(file),
                 settings={"from": config.data},
             )
             found[str(label.status) if added else "known already"] += 1

@@ -20,9 +20,8 @@ from discover.build import PROXIES, Parts, build_oracle, build_properties, build
 from discover.campaign_records import (
     DFT,
     IMPLIED_HULL,
-    crystals_of,
+    above_hull,
     given_lesson,
-    implied_hull,
     joined,
     lesson_of,
     with_dft,
@@ -74,7 +73,7 @@ class Campaign:
         self.oracle_name = config.oracle.name
         self.oracle = None if config.oracle.name == "external" else build_oracle(config.oracle)
         self.hull = None if config.oracle.hull is None else Hull.load(config.oracle.hull)
-        self._start = _ensemble(config.proxies)
+        self._start = proxies_that_learn(config.proxies)
 
     @classmethod
     def open(cls, config: RunConfig, folder: RunFolder) -> "Campaign":
@@ -232,7 +231,7 @@ class Campaign:
             candidate.candidate_id,
             oracle,
             label,
-            e_above_hull=self._above_hull(candidate, label),
+            e_above_hull=above_hull(self.hull, self._start, candidate, label),
             hull=IMPLIED_HULL if self.hull is None else str(self.config.oracle.hull),
             settings=settings,
         )
@@ -240,23 +239,6 @@ class Campaign:
     def _write_relaxed(self, name: str, label: Label) -> None:
         if label.structure is not None:
             self.folder.write_relaxed(name, cif_text(label.structure))
-
-    def _above_hull(self, candidate: Candidate, label: Label) -> float:
-        """Return the energy above hull in eV/atom, NaN where unknown.
-
-        Without a hull file, the hull is what the proxies of the start imply: formation energy minus energy above hull.
-        """
-        energy = label.formation_energy_per_atom
-        if self.hull is not None:
-            structure = label.structure or candidate.structure
-            return (
-                float("nan")
-                if structure is None
-                else float(self.hull.e_above_hull([structure.composition], [energy])[0])
-            )
-        if self._start is None:
-            return float("nan")
-        return energy - float(implied_hull(self._start, crystals_of([candidate.crystal]))[0])
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -406,11 +388,11 @@ def check_campaign(config: RunConfig) -> None:
     if (second := build_second_oracle(config.oracle)) is not None:
         second.start()
     torch.set_num_threads(config.threads)
-    if (config.rounds > 1 or config.learn.labels is not None) and _ensemble(config.proxies) is None:
+    if (config.rounds > 1 or config.learn.labels is not None) and proxies_that_learn(config.proxies) is None:
         raise ConfigError(f"the proxies in {config.proxies} cannot learn from labels; use networks, or rounds=1")
 
 
-def _ensemble(folder: str | None) -> PropertyEnsemble | None:
+def proxies_that_learn(folder: str | None) -> PropertyEnsemble | None:
     """Return the proxies that a run starts with, None where they are of a kind that cannot learn."""
     ensemble = load_pretrained() if folder is None else load_ensemble(Path(folder))
     return ensemble if isinstance(ensemble, PropertyEnsemble) else None

@@ -11,8 +11,9 @@ from torch import Tensor
 from discover.data import batch_orbits, orbits_of_structure, prepare
 from discover.errors import DataError
 from discover.learn import LABEL_ORDER, Lesson
-from discover.oracle.base import P_METAL, LabelStatus
-from discover.store import Labelled
+from discover.oracle.base import P_METAL, Label, LabelStatus
+from discover.oracle.hull import Hull
+from discover.store import Candidate, Labelled
 from envs.crystal import CrystalBatch
 from proxies import DensityProxy, PropertyEnsemble
 from proxies.base import Prediction
@@ -25,8 +26,10 @@ DFT = "dft"  # name that results of `discover.add_results` are stored under
 def with_dft(labelled: Sequence[Labelled], added: Sequence[Labelled]) -> list[Labelled]:
     """Return labels with what DFT says of the same candidates in place of their own numbers.
 
-    Both are on one scale: formation energies MP2020, gaps PBE. What a calculation does not give (a formation energy on
-    another scale, a gap without bands) stays as the label has it; one that failed, or gives neither, changes nothing.
+    Both are on one scale: formation energies MP2020, gaps PBE. With a formation energy of DFT the whole row is that of
+    DFT, with the label's gap where there are no bands. Without one, as on another scale, the row stays the label's and
+    takes gap and properties from DFT; of a label that failed nothing is kept. A calculation that failed, or gives none
+    of these, changes nothing.
 
     Args:
         labelled: Labels of a run's own oracle.
@@ -40,25 +43,23 @@ def with_dft(labelled: Sequence[Labelled], added: Sequence[Labelled]) -> list[La
 
 
 def _improved(own: Labelled, better: Labelled) -> Labelled:
-    numbers = {
-        name: (getattr(own.label, name), getattr(better.label, name))
-        for name in ("formation_energy_per_atom", "band_gap")
-    }
-    kept = {name: mine for name, (mine, other) in numbers.items() if math.isnan(other)}
-    if len(kept) == len(numbers):
+    gap_kept, energy_kept = (math.isnan(x) for x in (better.label.band_gap, better.label.formation_energy_per_atom))
+    if gap_kept and energy_kept and not better.label.properties:
         return own
-    properties = {name: value for name, value in own.label.properties.items() if name != P_METAL or "band_gap" in kept}
-    label = replace(
-        better.label,
-        **kept,
-        properties={**properties, **better.label.properties},
-        seconds=own.label.seconds,  # what the run spent
-    )
+    gap = own.label.band_gap if gap_kept else better.label.band_gap
+    mine = {name: value for name, value in own.label.properties.items() if name != P_METAL or gap_kept}
+    properties = {**mine, **better.label.properties}
+    if energy_kept and own.label.status is not LabelStatus.FAILED:
+        # Reason, steps and structure belong to the energy.
+        label = replace(own.label, band_gap=gap, properties=properties)
+        return replace(own, label=label, oracle=f"{better.oracle}+{own.oracle}")
+    seconds = own.label.seconds  # what the run spent
+    label = replace(better.label, band_gap=gap, properties=properties, seconds=seconds)
     above, hull = better.e_above_hull, better.hull
     if math.isnan(above):  # both energies lie above the same hull, whatever it is
         above = own.e_above_hull + (label.formation_energy_per_atom - own.label.formation_energy_per_atom)
         hull = own.hull
-    mixed = any(not math.isnan(value) for value in kept.values())
+    mixed = gap_kept and not math.isnan(gap)
     return Labelled(own.candidate, label, above, hull, f"{better.oracle}+{own.oracle}" if mixed else better.oracle)
 
 
@@ -115,6 +116,22 @@ def implied_hull(ensemble: PropertyEnsemble, crystals: CrystalBatch) -> Tensor:
     predicted = ensemble.predict_all(crystals)
     hull: Tensor = predicted["formation_energy_per_atom"].mean - predicted["e_above_hull"].mean
     return hull.double()
+
+
+def above_hull(hull: Hull | None, start: PropertyEnsemble | None, candidate: Candidate, label: Label) -> float:
+    """Return the energy above hull of a label in eV/atom, NaN where unknown.
+
+    Args:
+        hull: The hull of a file; None: the one that the proxies imply, formation energy minus energy above hull.
+        start: The proxies that the run started with, None where they are of a kind that cannot learn.
+        candidate: What was labelled.
+        label: What was found.
+    """
+    energy = label.formation_energy_per_atom
+    if hull is not None:
+        structure = label.structure or candidate.structure
+        return math.nan if structure is None else float(hull.e_above_hull([structure.composition], [energy])[0])
+    return math.nan if start is None else energy - float(implied_hull(start, crystals_of([candidate.crystal]))[0])
 
 
 def record_of(crystals: CrystalBatch, row: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -260,9 +261,11 @@ def test_records_and_lessons_keep_crystals_and_leave_out_what_has_no_number() ->
     assert len(crystals_of([])) == 0
 
 
-def dft(name: str, *, energy: float, gap: float = math.nan, status: str = "given", above: float = math.nan) -> Labelled:
+def dft(
+    name: str, *, energy: float, gap: float = math.nan, status: str = "given", above: float = math.nan, **others: Any
+) -> Labelled:
     item = labelled(name, 1, energy=energy, gap=gap, status=status)
-    return replace(item, label=replace(item.label, seconds=0.0), e_above_hull=above, hull="", oracle=DFT)
+    return replace(item, label=replace(item.label, seconds=0.0, **others), e_above_hull=above, hull="", oracle=DFT)
 
 
 def test_what_dft_says_stands_in_for_the_numbers_of_a_run() -> None:
@@ -289,6 +292,39 @@ def test_what_dft_says_stands_in_for_the_numbers_of_a_run() -> None:
     assert known[0].label.properties == {"mass": 2.0}  # how sure another model is of its gap says nothing of this one
     assert known[3] is own[3]
     assert with_dft(own, []) == own
+
+
+def test_a_row_takes_what_belongs_to_its_energy_from_where_that_comes_from() -> None:
+    cell = Structure([[4, 0, 0], [0, 4, 0], [0, 0, 4]], ["Na"], [[0, 0, 0]])
+    numbers = {"energy_per_atom": -3.0, "initial_formation_energy_per_atom": -1.8, "structure": cell, "n_steps": 7}
+    own = replace(labelled("a", 1, energy=-1.95, gap=1.0, status="step_limit"), oracle="chgnet")
+    own = replace(own, label=replace(own.label, reason="cut short", **numbers))
+    theirs = {"energy_per_atom": -99.0, "n_steps": 3, "structure": cell * 2, "reason": "no formation energy: ..."}
+
+    (gap_only,) = with_dft([own], [dft("a", energy=math.nan, gap=2.0, **theirs)])
+    assert gap_only == replace(own, label=replace(own.label, band_gap=2.0), oracle="dft+chgnet")
+    (energy,) = with_dft([own], [dft("a", energy=-1.9, **theirs)])
+    assert (energy.label.reason, energy.label.n_steps, energy.label.energy_per_atom) == (theirs["reason"], 3, -99.0)
+    assert energy.label.structure is theirs["structure"]
+    assert math.isnan(energy.label.initial_formation_energy_per_atom)
+
+    failed = replace(labelled("a", 1, energy=math.nan, status="failed"), oracle="chgnet")
+    (rescued,) = with_dft([failed], [dft("a", energy=math.nan, gap=2.0, **theirs)])
+    assert (rescued.label.status, rescued.label.energy_per_atom, rescued.oracle) == (LabelStatus.GIVEN, -99.0, "dft")
+    assert with_dft([own], [dft("a", energy=math.nan, **theirs)]) == [own]
+    assert with_dft([failed], [dft("a", energy=math.nan, **theirs)]) == [failed]
+
+
+def test_a_gap_of_a_hybrid_has_a_column_beside_the_numbers_of_the_run() -> None:
+    own = [replace(labelled(name, 1, energy=-1.95, gap=1.0), oracle="chgnet") for name in "ab"]
+    own[0] = replace(own[0], label=replace(own[0].label, properties={P_METAL: 0.1}))
+    known = with_dft(own, [dft("a", energy=math.nan, properties={"band_gap_HSE06": 2.5})])
+    table = label_table(known, HitRule(0.1, {}), NoReward())
+    assert table["property.band_gap_HSE06"].tolist() == pytest.approx([2.5, math.nan], nan_ok=True)
+    assert table[f"property.{P_METAL}"].tolist() == pytest.approx([0.1, math.nan], nan_ok=True)
+    assert table["band_gap"].tolist() == [1.0, 1.0]
+    assert table["oracle"].tolist() == ["dft+chgnet", "chgnet"]
+    assert known[1] is own[1]
 
 
 def test_a_hull_that_proxies_imply_teaches_nothing_with_dft_either() -> None:

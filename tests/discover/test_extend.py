@@ -3,15 +3,16 @@
 import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from discover import campaign, run
+from discover import add_results, campaign, run
 from discover.campaign import Campaign, open_store
-from discover.campaign_records import DFT, crystals_of
+from discover.campaign_records import DFT, IMPLIED_HULL, crystals_of, with_dft
 from discover.config import RunConfig
 from discover.errors import ConfigError
 from discover.oracle.base import Label, LabelStatus
@@ -161,6 +162,24 @@ def test_tables_finalists_and_proxies_follow_results_without_more_rounds(copy: P
     assert pd.read_csv(copy / "finalists.csv").set_index("name").loc[first, "formation_energy"] == DEEP
     assert f"1 of {len(plain)} have numbers of results that were added" in (copy / "summary.md").read_text()
     assert not energies(copy, copy / "proxies").equal(before)
+
+
+def test_a_success_of_dft_where_the_oracle_failed_has_an_energy_above_the_implied_hull(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = Label(status=LabelStatus.GIVEN, formation_energy_per_atom=DEEP)
+    monkeypatch.setattr(add_results, "read_results", lambda _, proposed, **__: dict.fromkeys(proposed, deep))
+    own = table(copy).query("status != 'failed'").set_index("candidate_id")
+    add_results.main([f"run={copy}", f"data={tmp_path}"])
+    store, name, _ = open_store(open_run_folder(copy))
+    with store:
+        added = store.labels(name, DFT)
+    assert {item.hull for item in added} == {IMPLIED_HULL}
+    for item in added:
+        mine = own.loc[item.candidate.candidate_id]
+        assert item.e_above_hull - mine["e_above_hull"] == pytest.approx(DEEP - mine["formation_energy"], abs=1e-4)
+    failed = [replace(item, label=Label(status=LabelStatus.FAILED), e_above_hull=math.nan) for item in added]
+    assert [item.e_above_hull for item in with_dft(failed, added)] == [item.e_above_hull for item in added]
 
 
 def test_failed_calculations_change_nothing(copy: Path) -> None:
