@@ -1,7 +1,8 @@
 """``python -m discover.add_results run=DIR data=FOLDER``: results of VASP or Quantum ESPRESSO become labels of a run.
 
 The folder has one folder per structure, named by its id, as `discover.export` wrote them. Labels go into the run's
-store under the oracle "dft", beside those that are there; a structure that has one keeps it. What succeeded stands in
+store under the oracle "dft", beside those that are there; a structure that has one keeps it, so energies of elements
+for Quantum ESPRESSO (`references`) belong to the first time. What succeeded stands in
 for the numbers of the run's own oracle in rounds that have not been taught yet and, from the next
 ``python -m discover.run resume=DIR``, in the tables, the finalists and the proxies that the run leaves; with
 ``rounds=5 oracle.budget=100`` behind it, a run that has finished goes on and learns from them.
@@ -37,8 +38,9 @@ def main(words: Sequence[str]) -> None:
     with store:
         candidates = {item.candidate_id: item for item in store.candidates(run)}
         proposed = {name: item.structure for name, item in candidates.items() if item.structure is not None}
+        results = read_results(Path(config.data), proposed, references=config.references)
         found: Counter[str] = Counter()
-        for name, label in read_results(Path(config.data), proposed).items():
+        for name, label in results.items():
             added = store.add_label(
                 run,
                 name,
@@ -46,7 +48,7 @@ def main(words: Sequence[str]) -> None:
                 label,
                 e_above_hull=above_hull(hull, start, candidates[name], label),
                 hull=IMPLIED_HULL if hull is None else str(file),
-                settings={"from": config.data},
+                settings={"from": config.data, "references": config.references},
             )
             found[str(label.status) if added else "known already"] += 1
             if label.reason:

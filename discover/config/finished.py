@@ -1,7 +1,11 @@
 """What the commands that work on a finished run can be told."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from math import isfinite
+from typing import Any, Literal
+
+from pymatgen.core import Element
 
 from discover.config.checks import require
 from discover.config.run import RestrictConfig
@@ -73,12 +77,34 @@ class ExportConfig:
         require(self.potentials is None or self.to == "espresso", "potentials applies to to=espresso; drop it")
 
 
+def _element_energies(key: str, value: Any) -> Mapping[str, float] | None:
+    """Return energies of elements as a user gives them, in eV/atom.
+
+    Raises:
+        ConfigError: If they are something else.
+    """
+    if value is None:
+        return None
+    good = isinstance(value, Mapping) and all(
+        isinstance(name, str) and Element.is_valid_symbol(name) and type(number) in (int, float) and isfinite(number)
+        for name, number in value.items()
+    )
+    require(good, f"{key} takes energies in eV/atom such as '{key}={{Na: -1292.4, Cl: -460.1}}', got {value!r}")
+    return {name: float(number) for name, number in value.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class AddResultsConfig:
     """Everything `python -m discover.add_results` can be told."""
 
     run: str = option("", "folder of the run that proposed the structures")
     data: str = option("", "folder with one folder of results per structure, named by its id")
+    references: Mapping[str, float] | None = option(
+        None,
+        "for Quantum ESPRESSO: eV/atom of the elements with the same pseudopotentials and cutoffs, as in "
+        "'references={Na: -1292.4, Cl: -460.1}'; null: no formation energies",
+        convert=_element_energies,
+    )
 
     def __post_init__(self) -> None:
         """Check the settings.

@@ -60,6 +60,20 @@ def test_results_from_outside_become_labels_once(finished: Path, tmp_path: Path,
         add_results.main([f"run={finished}", f"data={tmp_path}"])
 
 
+def test_energies_of_elements_reach_the_results_of_quantum_espresso(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    monkeypatch.setattr(add_results, "read_results", lambda *_, references: given.append(references) or {})
+    words = [f"run={finished}", f"data={tmp_path}"]
+    add_results.main([*words, "references={Na: -1292.4, Cl: -460}"])
+    add_results.main(words)
+    assert given == [{"Na": -1292.4, "Cl": -460.0}, None]
+    for wrong in ("[Na,Cl]", "{Nx: -1.0}", "{Na: much}", "{Na: .nan}", "{Na: true}"):
+        with pytest.raises(ConfigError, match="references takes energies in eV/atom such as"):
+            add_results.main([*words, f"references={wrong}"])
+
+
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs run=DIR"):
         export.main([])
