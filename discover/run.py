@@ -24,7 +24,7 @@ from discover.build import Parts, build_parts, prior_samples, seeded, start_trai
 from discover.campaign import Campaign, check_campaign
 from discover.candidates import candidate_table, crystal_keys, write_candidates
 from discover.config import RunConfig, absolute
-from discover.errors import ConfigError, main_guard
+from discover.errors import ConfigError, RunPaused, main_guard
 from discover.extend import extended
 from discover.options import help_text, parse_args
 from discover.run_folder import RunFolder, create_run_folder, open_run_folder
@@ -55,9 +55,10 @@ def discover_crystals(config: RunConfig, parts: Parts, folder: RunFolder) -> Non
             log_round(folder, number, crystals, log_reward, n_drawn, trainer)
             if campaign is not None:
                 campaign.choose(number, parts, crystals, names, log_reward)
+        elif number == config.rounds:
+            end_help(parts.processes)  # nothing is left to train
         if campaign is not None:
-            campaign.check(number)
-    parts.processes.from_first(None)  # nothing is left to train
+            check_round(config, parts, campaign, number)
     if campaign is not None:
         campaign.finish(parts)
     report.write_report(folder)
@@ -67,7 +68,7 @@ def train_sampler(config: RunConfig, parts: Parts, folder: RunFolder, number: in
     """Train or finish training, leaving a checkpoint at most every half minute, and return with averaged weights.
 
     A later round starts from the averaged policy of the round before, which its checkpoint holds until there is one of
-    this round. Other processes learn here that they are needed, and for what.
+    this round. Other processes learn here that they are needed, and for what; after the last round, that they are not.
     """
     parts.processes.from_first((number, parts.properties))
     saved = folder.load_checkpoint(CHECKPOINT_KIND) if folder.has_checkpoint else None
@@ -78,7 +79,23 @@ def train_sampler(config: RunConfig, parts: Parts, folder: RunFolder, number: in
     if saved is not None and goes_on:
         trainer.restore(*saved)
     train_to_the_end(trainer, folder, number)
+    if number == config.rounds:
+        end_help(parts.processes)
     return trainer
+
+
+def check_round(config: RunConfig, parts: Parts, campaign: Campaign, number: int) -> None:
+    """Have the oracle check what a round chose; where the run pauses for it, the other processes end too.
+
+    Raises:
+        RunPaused: If the oracle is external and has not answered all.
+    """
+    try:
+        campaign.check(number)
+    except RunPaused:
+        if number < config.rounds:  # after the last training they have ended already
+            end_help(parts.processes)
+        raise
 
 
 def help_to_train(processes: Processes) -> None:
@@ -90,6 +107,11 @@ def help_to_train(processes: Processes) -> None:
             number, properties = call
             parts = with_properties(config, parts, properties)
             start_trainer(config, parts, number=number).run(on_step=lambda _: None)
+
+
+def end_help(processes: Processes) -> None:
+    """Say in the first process that there is no more to train, which ends the others."""
+    processes.from_first(None)
 
 
 def train_to_the_end(trainer: Trainer, folder: RunFolder, number: int = 1) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from discover.config import TrainingConfig
-from discover.errors import ConfigError
+from discover import run
+from discover.campaign import Campaign
+from discover.config import RunConfig, TrainingConfig
+from discover.errors import ConfigError, RunPaused
 from discover.progress import LABELS
 from discover.run_folder import open_run_folder
 from discover.train_sampler import Trainer
@@ -121,6 +123,63 @@ def test_processes_that_train_together_agree_in_every_round_and_after_a_stop(tmp
     steps = [(event["round"], event["step"]) for event in open_run_folder(folder).read_log("train")]
     assert steps == [(1, step + 1) for step in range(10)] + [(2, 1), (2, 2), (2, 3)]
     assert set(pd.read_csv(folder / LABELS)["round"]) == {1, 2}
+
+
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return what the first process will tell the others, and do itself, in order of time."""
+    events: list[str] = []
+
+    class First(Processes):
+        def from_first(self, value: Any = None) -> Any:
+            match value:
+                case RunConfig():
+                    events.append("config")
+                case None:
+                    events.append("end")
+                case (number, _):
+                    events.append(f"train {number}")
+            return value
+
+    def noted(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def note(*args: Any) -> Any:
+            events.append(name)
+            return function(*args)
+
+        monkeypatch.setattr(owner, name, note)
+
+    monkeypatch.setattr(run, "join_processes", lambda **_: First())
+    noted(run, "sample_distinct")
+    noted(Campaign, "check")
+    return events
+
+
+def test_the_others_end_with_the_last_training_and_with_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = told(monkeypatch)
+    folder = tmp_path / "run"
+    words = [word for word in WORDS if not word.startswith(("oracle.model", "engine", "train.minutes"))]
+    words += ["oracle.name=external", "train.n_steps=2", f"output={folder}"]
+    with pytest.raises(RunPaused):
+        run.main(words)
+    assert events == ["config", "train 1", "sample_distinct", "check", "end"]
+    answer(folder, 1)
+    events.clear()
+    with pytest.raises(RunPaused):
+        run.main([f"resume={folder}"])
+    assert events == ["config", "check", "train 2", "end", "sample_distinct", "check"]
+    answer(folder, 2)
+    events.clear()
+    run.main([f"resume={folder}"])
+    assert events == ["config", "check", "end", "check"]
+
+
+def answer(folder: Path, number: int) -> None:
+    form = folder / "external" / f"{number:02d}" / "results.csv"
+    table = pd.read_csv(form, dtype=str, keep_default_na=False)
+    table.assign(formation_energy_per_atom="-1.5").to_csv(form, index=False)
 
 
 def test_more_processes_than_trajectories_are_refused() -> None:
