@@ -87,6 +87,10 @@ class Trainer:
             raise ConfigError(f"train.batch_size={config.batch_size} is too small for {processes.world} processes")
         self.processes, self.batch_size = processes, processes.share(config.batch_size)
         self.env, self.policy, self.target, self.config, self.loss = env, policy, target, config, loss
+        # Of the whole batch and then shared: rounded in each process, small parts would vanish or exceed its share.
+        n_data = round(config.data_fraction * config.batch_size) if data is not None else 0
+        n_replay = min(round(config.replay_fraction * config.batch_size), config.batch_size - n_data)
+        self.n_data, self.n_replay = processes.share(n_data), processes.share(n_replay, start=n_data)
         self.data = data
         self.data_terms = target.terms(data) if data is not None else None
         self.data_odds = _odds(self.data_terms.log_reward) if self.data_terms is not None else None
@@ -152,8 +156,7 @@ class Trainer:
         Gradients flow through log P_F; the policy's own walks come first, and their network passes are not repeated.
         """
         config = self.config
-        n_data = round(config.data_fraction * self.batch_size) if self.data is not None else 0
-        n_replay = round(config.replay_fraction * self.batch_size) if len(self.replay) else 0
+        n_data, n_replay = self.n_data, self.n_replay if len(self.replay) else 0
         exploration = Exploration(config.epsilon * (1.0 - 0.8 * progress), config.temperature)
         chooser = PolicyChooser(self.policy, self.generator, exploration, keep_log_prob=True)
         own = rollout(self.env, self.batch_size - n_data - n_replay, chooser, record=False)

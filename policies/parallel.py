@@ -30,9 +30,12 @@ class Processes:
     rank: int = 0
     world: int = 1
 
-    def share(self, n: int) -> int:
-        """Return how many of ``n`` rows are this process's; the shares differ by one at most."""
-        return n // self.world + (self.rank < n % self.world)
+    def share(self, n: int, *, start: int = 0) -> int:
+        """Return how many of the rows ``start`` to ``start + n`` of a batch are this process's.
+
+        Rows are dealt in turn, so that the shares of every part and of the whole differ by one at most.
+        """
+        return len(range((self.rank - start) % self.world, n, self.world))
 
     def total(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor, of the same shape everywhere, over all processes; no gradient passes."""

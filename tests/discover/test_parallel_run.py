@@ -4,15 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from torch import Tensor, nn
 
 from discover import run
+from discover.build import build_parts, start_trainer
 from discover.campaign import Campaign
-from discover.config import RunConfig, TrainingConfig
+from discover.config import RestrictConfig, RunConfig, TrainingConfig
 from discover.errors import ConfigError, RunPaused
 from discover.progress import LABELS
 from discover.run_folder import open_run_folder
@@ -180,6 +184,35 @@ def answer(folder: Path, number: int) -> None:
     form = folder / "external" / f"{number:02d}" / "results.csv"
     table = pd.read_csv(form, dtype=str, keep_default_na=False)
     table.assign(formation_energy_per_atom="-1.5").to_csv(form, index=False)
+
+
+class Unheard(Processes):
+    """One of several processes, whose steps are of its own part alone."""
+
+    def total(self, value: Tensor) -> Tensor:
+        return value
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        pass
+
+
+def test_small_shares_keep_the_mixture_of_the_batch() -> None:
+    space = RestrictConfig(elements=("Na", "Mg", "O", "Cl"), n_elements=(2, 2))
+    for world, train, wanted in (
+        (4, TrainingConfig(batch_size=12, replay_fraction=0.5, data_fraction=0.5), [(2, 1), (2, 1), (1, 2), (1, 2)]),
+        (8, TrainingConfig(batch_size=16), [(1, 0)] * 4 + [(0, 1)] * 4),
+        (1, TrainingConfig(batch_size=3, replay_fraction=0.5, data_fraction=0.5), [(2, 1)]),  # both round up to 2
+    ):
+        config = RunConfig(reward="stability", restrict=space, train=train)
+        parts = build_parts(config)
+        shares = []
+        for rank in range(world):
+            trainer = start_trainer(config, replace(parts, processes=Unheard(rank, world)))
+            shares.append((trainer.n_data, trainer.n_replay))
+        assert shares == wanted
+        own = trainer.batch_size - trainer.n_data
+        assert trainer.train_step().n_queries == own  # nothing to replay yet
+        assert trainer.train_step().n_queries == 2 * own - trainer.n_replay
 
 
 def test_more_processes_than_trajectories_are_refused() -> None:

@@ -113,6 +113,14 @@ def test_shares_make_up_the_batch() -> None:
         assert max(shares) - min(shares) <= 1
 
 
+def test_shares_of_parts_make_up_the_share_of_the_whole() -> None:
+    for parts, world in (((6, 6, 0), 4), ((4, 4, 8), 8), ((1, 1, 1), 3), ((5, 0, 7), 5)):
+        for process in (Processes(rank, world) for rank in range(world)):
+            shares = [process.share(n, start=sum(parts[:i])) for i, n in enumerate(parts)]
+            assert sum(shares) == process.share(sum(parts))
+            assert all(abs(share - n / world) < 1 for share, n in zip(shares, parts, strict=True))
+
+
 def test_one_process_alone_changes_nothing(monkeypatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     assert join_processes() == ALONE
