@@ -22,4 +22,4 @@ class CheckpointError(ValueError):
 
 
 class ProcessError(ValueError):
-    """A process of a training that has ended before the others."""
+    """A process of a training that has ended before the others, or never came."""

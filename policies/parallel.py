@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,10 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together."""
+    """This process among those that train together.
+
+    Args:
+        rank: Its number, from 0.
+        world: How many there are.
+        patient: The group in which others wait for the first; None: the one in which they train.
+    """
 
     rank: int = 0
     world: int = 1
+    patient: distributed.ProcessGroup | None = field(default=None, compare=False, repr=False)
 
     def share(self, n: int, *, start: int = 0) -> int:
         """Return how many of the rows ``start`` to ``start + n`` of a batch are this process's.
@@ -70,7 +77,7 @@ class Processes:
             return value
         carried = [value]
         with _others():
-            distributed.broadcast_object_list(carried)
+            distributed.broadcast_object_list(carried, group=self.patient)
         return carried[0]
 
 
@@ -82,14 +89,33 @@ def join_processes(device: torch.device | str = "cpu", *, patience: timedelta | 
 
     Args:
         device: Where the tensors are that processes exchange.
-        patience: How long one waits for another before it gives up; None: as long as torch thinks fit, which is
-            less than an hour.
+        patience: How long the others wait for what the first one gives. They wait for each other to join and to train,
+            and with None for the first one too, as long as torch thinks fit, which is less than an hour.
+
+    Raises:
+        ProcessError: If not all of them come.
     """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo", timeout=patience)
-    return Processes(distributed.get_rank(), distributed.get_world_size())
+        _join("nccl" if torch.device(device).type == "cuda" else "gloo")
+    patient = None
+    if patience is not None:  # gloo, as what can be pickled goes through main memory
+        with _others():
+            patient = distributed.new_group(timeout=patience, backend="gloo")
+    return Processes(distributed.get_rank(), distributed.get_world_size(), patient)
+
+
+def _join(backend: str) -> None:
+    """Meet the processes that the environment announces, who may not exist where it is inherited."""
+    try:
+        distributed.init_process_group(backend)
+    except (RuntimeError, ValueError) as error:  # out of reach, or no address
+        where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise ProcessError(
+            f"RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']} announce other processes, but they "
+            f"did not meet at {where} ({error}); start all of them with torchrun, or unset RANK to run one alone"
+        ) from error
 
 
 @contextmanager

@@ -4,10 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import torch
+from torch import distributed
 
+from policies.errors import ProcessError
 from policies.parallel import ALONE, Processes, join_processes
 
 #: Each of two processes has a part of another size, and one head of the network is used by the second one only.
@@ -16,6 +20,7 @@ import sys
 from datetime import timedelta
 import torch
 from torch import nn
+from torch.distributed.distributed_c10d import _get_default_group
 from policies.losses import (
     huber, log_partition_variance_loss, square, trajectory_balance_loss, trajectory_balance_residual
 )
@@ -66,6 +71,10 @@ for name in ("tb", "vargrad"):
         unused = [gradient is None for gradient in together[2]]
         assert sum(unused) == (2 if name == "tb" else 3)
 assert processes.from_first({"given": processes.rank}) == {"given": 0}
+groups = (_get_default_group(), processes.patient)
+patience = [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
+assert patience[0] < timedelta(hours=1), patience
+assert patience[1] == timedelta(days=365), patience
 """
 
 
@@ -98,6 +107,25 @@ def test_one_whose_first_process_has_ended_says_so_and_ends(tmp_path: Path) -> N
     assert "ProcessError: another process of this training has ended" in second.communicate(timeout=60)[1]
     assert second.returncode == 1
     first.communicate(timeout=60)
+
+
+def test_peers_that_do_not_come_are_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "4"), ("MASTER_ADDR", "host"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+
+    def nobody(*_: object, timeout: timedelta | None = None) -> None:
+        assert timeout is None, "patience is for the first process, not for those who may never come"
+        raise distributed.DistNetworkError("timed out")
+
+    monkeypatch.setattr(distributed, "init_process_group", nobody)
+    with pytest.raises(ProcessError, match=r"at host:29500 \(timed out\); start all of them with torchrun"):
+        join_processes(patience=timedelta(days=365))
+    monkeypatch.undo()
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ProcessError, match="MASTER_ADDR expected, but not set"):
+        join_processes()
 
 
 def free_port() -> int:
