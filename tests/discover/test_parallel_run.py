@@ -198,10 +198,11 @@ class Unheard(Processes):
 
 def test_small_shares_keep_the_mixture_of_the_batch() -> None:
     space = RestrictConfig(elements=("Na", "Mg", "O", "Cl"), n_elements=(2, 2))
+    halves = TrainingConfig(n_steps=2, replay_fraction=0.5, data_fraction=0.5)
     for world, train, wanted in (
-        (4, TrainingConfig(batch_size=12, replay_fraction=0.5, data_fraction=0.5), [(2, 1), (2, 1), (1, 2), (1, 2)]),
-        (8, TrainingConfig(batch_size=16), [(1, 0)] * 4 + [(0, 1)] * 4),
-        (1, TrainingConfig(batch_size=3, replay_fraction=0.5, data_fraction=0.5), [(2, 1)]),  # both round up to 2
+        (4, replace(halves, batch_size=12), [(2, 1), (2, 1), (1, 2), (1, 2)]),
+        (8, TrainingConfig(n_steps=2, batch_size=16), [(1, 0)] * 4 + [(0, 1)] * 4),
+        (1, replace(halves, batch_size=3), [(2, 1)]),  # both round up to 2
     ):
         config = RunConfig(reward="stability", restrict=space, train=train)
         parts = build_parts(config)
