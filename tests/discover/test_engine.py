@@ -15,7 +15,7 @@ from discover.engine import Engine, EngineError, Limits, LocalEngine, ParslEngin
 from discover.oracle.base import Label, LabelStatus
 from tests.discover.faulty_oracle import FaultyOracle, crystal
 
-LIMITS = Limits(seconds=15.0, memory_gb=0.5, retries=1)  # long enough to fill the memory on a busy machine
+LIMITS = Limits(seconds=30.0, memory_gb=0.5, retries=1)  # long enough to fill the memory on a busy machine
 FAULTS = {
     "Li": "ValueError: no such crystal",
     "Be": "the worker process died with exit code -9",
@@ -23,7 +23,7 @@ FAULTS = {
     "C": "the oracle returned no number (NaN)",
     "N": "the oracle returned dict, expected Label",
     "O": "the oracle returned an infinite energy_per_atom",
-    "He": "killed after 15 s",
+    "He": "killed after 30 s",
 }
 
 
