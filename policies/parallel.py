@@ -6,6 +6,7 @@ ended before its time, the others raise a ProcessError as soon as they need it.
 
 from __future__ import annotations
 
+import atexit
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -116,6 +117,9 @@ def _join(backend: str) -> None:
             f"RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']} announce other processes, but they "
             f"did not meet at {where} ({error}); start all of them with torchrun, or unset RANK to run one alone"
         ) from error
+    # Threads of the group drop tensors of Python a little late; one that does so while Python ends aborts the process.
+    # Those of a group to which nothing refers are joined here.
+    atexit.register(distributed.destroy_process_group)
 
 
 @contextmanager

@@ -71,10 +71,12 @@ for name in ("tb", "vargrad"):
         unused = [gradient is None for gradient in together[2]]
         assert sum(unused) == (2 if name == "tb" else 3)
 assert processes.from_first({"given": processes.rank}) == {"given": 0}
-groups = (_get_default_group(), processes.patient)
-patience = [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
+patience = [
+    group._get_backend(torch.device("cpu")).options._timeout for group in (_get_default_group(), processes.patient)
+]
 assert patience[0] < timedelta(hours=1), patience
 assert patience[1] == timedelta(days=365), patience
+del processes  # as at the end of a function
 """
 
 
