@@ -78,6 +78,17 @@ def uncertainty(predictions: Mapping[str, Prediction], names: Sequence[str]) -> 
     return torch.stack(terms).sum(dim=0)
 
 
+def drawn_order(score: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """Return an (n,) ranking whose first k are k draws without replacement in proportion to exp(score / temperature).
+
+    Gumbel noise is added to the score (Kool et al. 2019, arXiv:1903.06059). At 0 the ranking is the score.
+    """
+    if temperature == 0:
+        return score
+    uniform = torch.rand(len(score), generator=generator, dtype=torch.float64)
+    return score - temperature * (-uniform.clamp_min(torch.finfo(torch.float64).tiny).log()).log()
+
+
 class Picker:
     """Takes candidates best first, as far as the limits allow, each once.
 

@@ -17,7 +17,7 @@ from pymatgen.core import Structure
 from torch import Tensor
 from tqdm import tqdm
 
-from discover.acquire import Picker, acquisition_scores, uncertainty
+from discover.acquire import Picker, acquisition_scores, drawn_order, uncertainty
 from discover.build import Parts, seeded
 from discover.campaign_records import implied_hull, record_of
 from discover.candidates import key_texts
@@ -89,13 +89,13 @@ class Chooser:
         budget, started = self.config.round_budget(self.number), time.process_time()
         chosen: list[Candidate] = []
         unsure = uncertainty(predictions, self.parts.reward.needs or ("formation_energy_per_atom",))
-        chosen += self._built(proposed, crystals, EXPLORE, unsure, self._n_explore, picker)
+        chosen += self._built(proposed, crystals, EXPLORE, unsure, unsure, self._n_explore, picker)
         left = budget - _n_built(chosen)
         score = self._score(crystals, predictions)
         if self.config.looks_per_check > 1:
             chosen += self._looked_at(proposed, crystals, score, left, picker, chosen)
         else:
-            chosen += self._built(proposed, crystals, SAMPLED, score, left, picker)
+            chosen += self._built(proposed, crystals, SAMPLED, score, self._ranking(score, "candidates"), left, picker)
         if _n_built(chosen) < budget:
             text = f"round {self.number}: {_n_built(chosen)} of {budget} structures; no more candidates to build"
             print(text, file=sys.stderr)
@@ -128,6 +128,11 @@ class Chooser:
             generator=seeded(self.config.seed, f"acquire {self.number}"),
         )
 
+    def _ranking(self, score: Tensor, of: str) -> Tensor:
+        """Return the order in which candidates are taken, the highest first."""
+        draws = seeded(self.config.seed, f"acquire {self.number} {of}")
+        return drawn_order(score, self.config.acquire_temperature, draws)
+
     def _picker(self, proposed: Sequence[Candidate]) -> Picker:
         """Return what keeps a round from repeating itself, earlier rounds and, by default, what is known."""
         settings, budget = self.config.acquire, self.config.round_budget(self.number)
@@ -159,11 +164,12 @@ class Chooser:
         proposed: Sequence[Candidate],
         crystals: CrystalBatch,
         source: str,
+        score: Tensor,
         ranking: Tensor,
         n: int,
         picker: Picker,
     ) -> list[Candidate]:
-        """Return candidates with structures, best first, until `n` are built; those that could not be come too."""
+        """Return candidates with structures, as ranked, until `n` are built; those that could not be come too."""
         found: list[Candidate] = []
         with tqdm(total=n, desc="building", disable=None if n else True, file=sys.stderr) as bar:
             while _n_built(found) < n and len(found) < _MOST_TRIED * n:
@@ -174,7 +180,7 @@ class Chooser:
                 structures = self.parts.generator.generate(crystals.select(rows), draws)
                 for row, structure in zip(rows, structures, strict=True):
                     found.append(
-                        replace(proposed[row], source=source, acquisition=float(ranking[row]), structure=structure)
+                        replace(proposed[row], source=source, acquisition=float(score[row]), structure=structure)
                     )
                     bar.update(structure is not None)
         return found
@@ -190,17 +196,18 @@ class Chooser:
         picker: Picker,
         chosen: Sequence[Candidate],
     ) -> list[Candidate]:
-        """Return the `n` candidates that are best once their structures have been looked at.
+        """Return `n` candidates by their scores once their structures have been looked at.
 
         Where too few can be built, more are tried.
         """
         per_check = self.config.looks_per_check
         pool = picker.widened(per_check)
+        ranking = self._ranking(score, "candidates")
         taken = [candidate.key for candidate in (*self.earlier, *chosen)]
         candidates: dict[int, Candidate] = {}
         n_tried = 0
         while n and len(candidates) < n and n_tried < _MOST_TRIED * n * per_check:
-            rows = _take(pool, score, (n - len(candidates)) * per_check)
+            rows = _take(pool, ranking, (n - len(candidates)) * per_check)
             if not rows:
                 break
             found = lowest_in_energy(
@@ -221,7 +228,7 @@ class Chooser:
             order[row] = candidate.acquisition
             picker.names[row] = _names(candidate)
         picker.exclude(row for row in range(len(proposed)) if row not in candidates)
-        return [candidates[row] for row in _take(picker, order, n)]
+        return [candidates[row] for row in _take(picker, self._ranking(order, "looked at"), n)]
 
     def _look(self, structures: Sequence[Structure]) -> list[Label]:
         oracle = look_oracle(self.config.oracle.time_limit)

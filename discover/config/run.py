@@ -1,6 +1,7 @@
 """Everything ``python -m discover.run`` can be told, in groups."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -193,6 +194,11 @@ class AcquireConfig:
         "expected", "score: expected reward, upper confidence bound, reward of the likeliest values, or random"
     )
     kappa: float = option(1.0, "standard deviations for ucb")
+    temperature: float | None = option(
+        None,
+        "candidates are drawn in proportion to exp(score / temperature), so that runs with other seeds check others; "
+        "0: best first; null: 1 with a target, which many reach alike, else 0",
+    )
     per_formula: int = option(2, "most structures of one formula over all rounds")
     per_system: int = option(5, "most structures of one set of elements in a round")
     per_prototype: int = option(4, "most structures of one prototype in a round")
@@ -212,6 +218,14 @@ class AcquireConfig:
             f"acquire.kappa applies to acquire.name=ucb, not to {self.name}; drop it",
         )
         require(self.kappa >= 0, f"acquire.kappa must be >= 0, got {self.kappa}")
+        require(
+            self.temperature is None or 0 <= self.temperature < math.inf,
+            f"acquire.temperature must be a number >= 0, got {self.temperature}",
+        )
+        require(
+            self.name != "random" or not self.temperature,
+            "acquire.name=random has no score to draw by; drop acquire.temperature",
+        )
         for name in ("per_formula", "per_system", "per_prototype"):
             require(getattr(self, name) >= 1, f"acquire.{name} must be at least 1, got {getattr(self, name)}")
         require(0 <= self.explore <= 1, f"acquire.explore must be in [0, 1], got {self.explore}")
@@ -442,6 +456,12 @@ class RunConfig(RewardConfig):
         """Candidates that are looked at for each one that is checked, once the defaults are filled in."""
         by_default = _LOOKS_PER_CHECK if self.oracle.name == "chgnet" and self.acquire.name != "random" else 1
         return by_default if self.screen.per_check is None else self.screen.per_check
+
+    @property
+    def acquire_temperature(self) -> float:
+        """The temperature at which candidates are drawn, once the defaults are filled in."""
+        by_default = 0.0 if self.target is None or self.acquire.name == "random" else 1.0
+        return by_default if self.acquire.temperature is None else self.acquire.temperature
 
     @property
     def has_letters(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from discover.acquire import Picker, acquisition_scores, taken_at, uncertainty
+from discover.acquire import Picker, acquisition_scores, drawn_order, taken_at, uncertainty
 from discover.config import RewardConfig
 from discover.properties import Properties
 from discover.reward import build_reward
@@ -68,6 +68,19 @@ def test_a_likely_metal_is_taken_for_one() -> None:
     sure = taken_at(gap, 0.0)
     assert sure.p_metal.tolist() == [1.0, 0.0]
     assert sure.mean.tolist() == pytest.approx([0.0, 1.2 / 0.9])
+
+
+def test_draws_are_in_proportion_to_the_score_and_without_replacement() -> None:
+    score, generator = numbers(0.0, -1.0, -2.0, -math.inf), torch.Generator().manual_seed(0)
+    orders = torch.stack([drawn_order(score, 0.5, generator).argsort(descending=True) for _ in range(20_000)])
+    weight = (score / 0.5).exp()
+    share = weight / weight.sum()
+    first = orders[:, 0].bincount(minlength=4) / len(orders)
+    assert first.tolist() == pytest.approx(share.tolist(), abs=0.01)
+    second = orders[orders[:, 0] == 0, 1].bincount(minlength=4).double()
+    assert (second / second.sum())[1:].tolist() == pytest.approx((weight[1:] / weight[1:].sum()).tolist(), abs=0.01)
+    assert bool((orders[:, 3] == 3).all())
+    assert drawn_order(score, 0.0, generator) is score
 
 
 def test_limits_on_formulas_hold_over_rounds_and_on_systems_within_one() -> None:

@@ -20,7 +20,9 @@ from pymatgen.core import Structure
 from discover import campaign, run, sample
 from discover.campaign import STORE
 from discover.campaign_records import DFT, IMPLIED_HULL, crystals_of, lesson_of, record_of, with_dft
+from discover.config import RunConfig
 from discover.errors import ConfigError, RunFolderError, RunPaused
+from discover.options import parse_args
 from discover.oracle.base import P_METAL, Label, LabelStatus, sound
 from discover.oracle.callable import CallableOracle
 from discover.progress import LABELS, ROUNDS, HitRule, label_table, round_table
@@ -180,6 +182,14 @@ def test_without_an_oracle_nothing_is_checked(oracle_here: Path) -> None:
     assert "Checked with" not in (folder / "summary.md").read_text()
 
 
+def test_what_many_candidates_reach_alike_is_drawn_and_what_is_extreme_taken_best_first() -> None:
+    words = {"target": ["reward=bandgap", "target=1.34"], "most": ["reward=stability"]}
+    temperatures = {name: parse_args(RunConfig, given).acquire_temperature for name, given in words.items()}
+    assert temperatures == {"target": 1.0, "most": 0.0}
+    assert parse_args(RunConfig, [*words["target"], "acquire.temperature=0"]).acquire_temperature == 0.0
+    assert parse_args(RunConfig, [*words["target"], "acquire.name=random"]).acquire_temperature == 0.0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -193,6 +203,8 @@ def test_without_an_oracle_nothing_is_checked(oracle_here: Path) -> None:
         (["acquire.explore=2"], "acquire.explore must be in"),
         (["acquire.explore=0.5"], "applies before the last round"),
         (["acquire.kappa=2"], "applies to acquire.name=ucb"),
+        (["acquire.temperature=-1"], "acquire.temperature must be a number >= 0"),
+        (["acquire.temperature=1", "acquire.name=random"], "has no score to draw by"),
         (["oracle.rattle=2"], "oracle.rattle must be in 0 to 0.5"),
         (["oracle.name=external", "oracle.fmax=0.2"], "oracle.fmax would do nothing with oracle.name=external"),
         (["reference=nowhere.csv"], "nowhere.csv: no such file"),
