@@ -4,10 +4,11 @@
 
 Proxies are trained from nothing on a few thousand oxides, the prior on all rows without nitrogen (flow, templates and
 composition prior are those that ship: they say where atoms sit, not how stable that is). A campaign with
-`reward=stability` then asks for nitrides and buys CHGNet labels; single points are not asked beforehand, so that all it
-knows of nitrides are its labels. Reported after each round: the error of its proxies on the formation energies of the
-validation rows that hold nitrogen and no oxygen, and the share of its labels below 0.1 eV/atom above hull, those
-left out that were bought for being uncertain. What is in the output folder already is not done again.
+`reward=stability` then asks for nitrides and buys CHGNet labels; with `per_check=1` single points are not asked
+beforehand, so that all it knows of nitrides are its labels. Reported after each round: the error of its proxies on the
+formation energies of the validation rows that hold nitrogen and no oxygen, and the share of its labels below
+0.1 eV/atom above hull, those left out that were bought for being uncertain. What is in the output folder already is not
+done again.
 """
 
 import json
@@ -55,6 +56,7 @@ class TransferConfig:
     prior_minutes: float = option(8.0, "how long the prior is trained")
     rounds: int = option(5, "rounds")
     budget: int = option(100, "labels over all rounds")
+    per_check: int = option(1, "candidates looked at for each label, 8 by default in runs; 1: none")
     explore: float = option(0.1, "share of them for what the proxies are least sure of; none in the last round")
     seeds: int = option(3, "campaigns")
     n_steps: int = option(150, "steps of the sampler in the first round; half as many in later ones")
@@ -124,7 +126,7 @@ def _campaign(
             *(f"rounds={config.rounds}", f"oracle.budget={config.budget}", f"oracle.hull={config.hull}"),
             *(f"train.n_steps={config.n_steps}", f"learn.sampler_steps={config.n_steps // 2}"),
             *([f"acquire.explore={config.explore}"] if config.rounds > 1 else []),
-            *("acquire.new=off", "screen.per_check=1"),
+            *("acquire.new=off", f"screen.per_check={config.per_check}"),
             *(f"seed={seed}", f"output={folder}"),
         ]
         run.main([f"resume={folder}"] if folder.exists() else words)

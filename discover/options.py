@@ -43,9 +43,16 @@ for _tag, _pattern, _first in (
     _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
 
 
-def option(default: Any, text: str, *, convert: Callable[[str, Any], Any] | None = None) -> Any:
-    """Return a dataclass field with default and help text; `convert` maps (key, value) to the value of an odd type."""
-    return dataclasses.field(default=default, metadata={"help": text, "convert": convert})
+def option(default: Any, text: str, *, convert: Callable[[str, Any], Any] | None = None, in_help: bool = True) -> Any:
+    """Return a dataclass field with default and help text.
+
+    Args:
+        default: Its value where none is given.
+        text: What it means.
+        convert: Maps (key, value) to the value of an odd type.
+        in_help: Whether users are told of it; not of what only the program itself writes.
+    """
+    return dataclasses.field(default=default, metadata={"help": text, "convert": convert, "in_help": in_help})
 
 
 def group(cls: type, text: str) -> Any:
@@ -161,7 +168,7 @@ def _help_rows(cls: type, prefix: str) -> list[tuple[str, str, str]]:
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]):
             rows += _help_rows(hints[field.name], f"{prefix}{field.name}.")
-        else:
+        elif field.metadata.get("in_help", True):
             default = yaml.safe_dump(_plain(field.default), default_flow_style=True).removesuffix("...\n").strip()
             text = field.metadata.get("help", "")
             if typing.get_origin(hints[field.name]) is Literal:

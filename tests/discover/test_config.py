@@ -164,10 +164,11 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path) -> None:
         load_yaml(RunConfig, path)
 
 
-def test_help_names_every_setting() -> None:
+def test_help_names_every_setting_that_may_be_given() -> None:
     text = help_text(RunConfig, "usage")
     assert "restrict.elements = null" in text
     assert "train.n_steps = 400" in text
+    assert "extends" not in text
 
 
 def test_reward_weights_may_be_written_with_exponents() -> None:
