@@ -20,10 +20,12 @@ from discover.build import PROXIES, Parts, build_oracle, build_properties, build
 from discover.campaign_records import (
     DFT,
     IMPLIED_HULL,
+    LOOKS,
     above_hull,
     given_lesson,
     joined,
     lesson_of,
+    lesson_of_looks,
     with_dft,
 )
 from discover.choose import Chooser
@@ -124,6 +126,9 @@ class Campaign:
         if (saved / "ensemble.json").exists() and not anew:
             return PropertyEnsemble.load(saved)
         lesson = lesson_of(labels)
+        if self.config.learns_from_looks:
+            looks = lesson_of_looks(self._looks(number), labels, has_hull=self.hull is not None)
+            lesson = joined(lesson, looks)
         if self.config.learn.labels is not None:
             lesson = joined(lesson, given_lesson(self.config.learn.labels))
         ensemble = learn(self._start, lesson, self._rehearsal(self._start), seed=self.config.seed)
@@ -132,6 +137,11 @@ class Campaign:
         ensemble = scaled(ensemble, std_factors(before or self._start, newest))
         ensemble.save(saved)
         return PropertyEnsemble.load(saved)  # in half precision, so that a resumed run has the same
+
+    def _looks(self, number: int) -> list[Mapping[str, Any]]:
+        """Return what was looked at before a round; nothing in rounds of versions that did not keep it."""
+        earlier = [self.store.round_info(self.run, n) for n in self.store.rounds(self.run) if n < number]
+        return [look for info in earlier for look in info.get(LOOKS, [])]
 
     def _rehearsal(self, start: PropertyEnsemble) -> Rehearsal | DataRehearsal:
         if self.config.learn.data is not None:

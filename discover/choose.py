@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from discover.acquire import Picker, acquisition_scores, drawn_order, uncertainty
 from discover.build import Parts, seeded
-from discover.campaign_records import implied_hull, record_of
+from discover.campaign_records import LOOKS, implied_hull, look_record, record_of
 from discover.candidates import key_texts
 from discover.config import RunConfig
 from discover.labelling import LOOKING, labels_of, look_oracle
@@ -72,6 +72,7 @@ class Chooser:
     earlier: Sequence[Candidate]
     labelled: Sequence[Labelled]
     _looks: list[Label] = field(default_factory=list, init=False)
+    _looked: list[Mapping[str, Any]] = field(default_factory=list, init=False)
 
     def choose(self, crystals: CrystalBatch, names: Sequence[str], log_reward: Tensor) -> Choice:
         """Return the candidates to check, with their structures.
@@ -106,6 +107,7 @@ class Chooser:
             "proposed": len(crystals),
             "per_check": self.config.looks_per_check,
             "looked_at": len(self._looks),
+            LOOKS: self._looked,
             "seconds": time.process_time() - started + elsewhere * sum(look.seconds for look in self._looks),
         }
         return Choice(proposed, chosen, info)
@@ -247,6 +249,10 @@ class Chooser:
         plain = screened(proxies, looks, above, Trust({}, {}))
         score = self._score(built, screened(proxies, looks, above, trust_of(self.labelled)))
         names = [f"{proposed[row].candidate_id}{SUFFIXES[item.source]}" for row, item in kept.items()]
+        self._looked.extend(
+            look_record(name, built, place, look.formation_energy_per_atom, above[place])
+            for place, (name, look) in enumerate(zip(names, looks, strict=True))
+        )
         reward = self.parts.reward.from_predictions(built, proxies)
         candidates = {}
         for place, (row, fresh) in enumerate(

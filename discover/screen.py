@@ -68,6 +68,11 @@ class Trust:
         return Prediction(prediction.mean + shift, prediction.std * factor, prediction.p_metal)
 
 
+def after_relaxation(built: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean energy above hull after relaxation, eV/atom, of (n,) energies above hull as built."""
+    return np.where(built < _BUILT[0], built - _BUILT[0] + _RELAXED[0], np.interp(built, _BUILT, _RELAXED))
+
+
 def screened(
     predictions: Mapping[str, Prediction], looks: Sequence[Label], above_hull: Sequence[float], trust: Trust
 ) -> dict[str, Prediction]:
@@ -81,7 +86,7 @@ def screened(
     """
     known = dict(predictions)
     built = np.array(above_hull, dtype=float)
-    relaxed = np.where(built < _BUILT[0], built - _BUILT[0] + _RELAXED[0], np.interp(built, _BUILT, _RELAXED))
+    relaxed = after_relaxation(built)
     spread = torch.from_numpy(np.interp(built, _BUILT, _SPREAD))
     energies = np.array([look.formation_energy_per_atom for look in looks], dtype=float)
     for name, mean in (("formation_energy_per_atom", energies - built + relaxed), ("e_above_hull", relaxed)):

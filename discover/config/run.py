@@ -270,6 +270,10 @@ class LearnConfig:
     labels: str | None = option(
         None, "CSV file of your own labelled structures (cif, formation_energy_per_atom, ...) to learn from at first"
     )
+    looks: bool | None = option(
+        None,
+        "learn from candidates that were looked at and not checked too; null: on where CHGNet makes looks and labels",
+    )
     sampler_steps: int = option(150, "gradient steps of the sampler in each later round")
 
     def __post_init__(self) -> None:
@@ -423,6 +427,10 @@ class RunConfig(RewardConfig):
             self.rounds > 1 or self.learn.sampler_steps == LearnConfig().sampler_steps,
             "learn.sampler_steps applies to later rounds; give rounds=2 or more, or drop it",
         )
+        require(
+            self.learn.looks is None or (self.rounds > 1 and self.looks_per_check > 1 and self.oracle.name == "chgnet"),
+            "learn.looks applies to later rounds with oracle.name=chgnet and a screen (screen.per_check=8); drop it",
+        )
 
     def _check_resume(self) -> None:
         """Refuse settings beside `resume` but those that may be raised: the run goes on with its own."""
@@ -456,6 +464,11 @@ class RunConfig(RewardConfig):
         """Candidates that are looked at for each one that is checked, once the defaults are filled in."""
         by_default = _LOOKS_PER_CHECK if self.oracle.name == "chgnet" and self.acquire.name != "random" else 1
         return by_default if self.screen.per_check is None else self.screen.per_check
+
+    @property
+    def learns_from_looks(self) -> bool:
+        """Whether proxies learn from looks, once the defaults are filled in."""
+        return self.oracle.name == "chgnet" if self.learn.looks is None else self.learn.looks
 
     @property
     def acquire_temperature(self) -> float:
