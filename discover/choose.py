@@ -115,9 +115,8 @@ class Chooser:
     @property
     def _n_explore(self) -> int:
         """How many are chosen for being uncertain; the last round does not explore."""
-        settings = self.config.acquire
-        aimless = self.number == self.config.rounds or settings.name == "random"
-        return 0 if aimless else round(settings.explore * self.config.round_budget(self.number))
+        aimless = self.number == self.config.rounds or self.config.acquire.name == "random"
+        return 0 if aimless else round(self.config.explore_share * self.config.round_budget(self.number))
 
     def _score(self, crystals: CrystalBatch, predictions: Mapping[str, Prediction]) -> Tensor:
         settings = self.config.acquire

@@ -197,7 +197,7 @@ class AcquireConfig:
     temperature: float | None = option(
         None,
         "candidates are drawn in proportion to exp(score / temperature), so that runs with other seeds check others; "
-        "0: best first; null: 1 with a target, which many reach alike, else 0",
+        "0: best first; null: 0.5 with a target, which many reach alike, else 0",
     )
     per_formula: int = option(2, "most structures of one formula over all rounds")
     per_system: int = option(5, "most structures of one set of elements in a round")
@@ -205,7 +205,11 @@ class AcquireConfig:
     new: bool = option(
         True, "only compositions that neither the hull file nor the training data hold; off: known ones are found again"
     )
-    explore: float = option(0.1, "share of each round for the candidates that the proxies are least sure of")
+    explore: float | None = option(
+        None,
+        "share of each round, before the last, for the candidates that the proxies are least sure of; null: 0.1 where "
+        "others are taken best first, 0 where they are drawn",
+    )
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -228,7 +232,9 @@ class AcquireConfig:
         )
         for name in ("per_formula", "per_system", "per_prototype"):
             require(getattr(self, name) >= 1, f"acquire.{name} must be at least 1, got {getattr(self, name)}")
-        require(0 <= self.explore <= 1, f"acquire.explore must be in [0, 1], got {self.explore}")
+        require(
+            self.explore is None or 0 <= self.explore <= 1, f"acquire.explore must be in [0, 1], got {self.explore}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -416,7 +422,7 @@ class RunConfig(RewardConfig):
             "screen.predicted needs a screen (screen.per_check=8), structure=flow and free cells; drop it",
         )
         require(
-            self.rounds > 1 or self.acquire.explore == AcquireConfig().explore,
+            self.rounds > 1 or self.acquire.explore is None,
             "acquire.explore applies before the last round; give rounds=2 or more, or drop it",
         )
         require(
@@ -473,8 +479,14 @@ class RunConfig(RewardConfig):
     @property
     def acquire_temperature(self) -> float:
         """The temperature at which candidates are drawn, once the defaults are filled in."""
-        by_default = 0.0 if self.target is None or self.acquire.name == "random" else 1.0
+        by_default = 0.0 if self.target is None or self.acquire.name == "random" else 0.5
         return by_default if self.acquire.temperature is None else self.acquire.temperature
+
+    @property
+    def explore_share(self) -> float:
+        """The share of a round for exploration, once the defaults are filled in."""
+        by_default = 0.1 if self.acquire_temperature == 0 else 0.0
+        return by_default if self.acquire.explore is None else self.acquire.explore
 
     @property
     def has_letters(self) -> bool:
