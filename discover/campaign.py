@@ -177,6 +177,7 @@ class Campaign:
             start=self._start,
             earlier=self.store.candidates(self.run),
             labelled=self.labelled(before_round=number),
+            elsewhere=self.store.formulas_elsewhere(self.run),
         )
         with _said_how_to_go_on(self.folder):
             choice = chooser.choose(crystals, names, log_reward)

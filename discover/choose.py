@@ -62,6 +62,7 @@ class Chooser:
         start: The proxies that the run began with; None where they are of a kind that implies no hull.
         earlier: What was chosen before.
         labelled: What is known of that.
+        elsewhere: Formulas that other runs of the store have chosen.
     """
 
     config: RunConfig
@@ -71,6 +72,7 @@ class Chooser:
     start: PropertyEnsemble | None
     earlier: Sequence[Candidate]
     labelled: Sequence[Labelled]
+    elsewhere: frozenset[str] = frozenset()
     _looks: list[Label] = field(default_factory=list, init=False)
     _looked: list[Mapping[str, Any]] = field(default_factory=list, init=False)
 
@@ -154,9 +156,9 @@ class Chooser:
         )
 
     def _known(self, formulas: Sequence[str]) -> list[bool]:
-        """Return which reduced formulas the training data or the hull file hold."""
-        in_hull = frozenset[str]() if self.hull is None else self.hull.formulas
-        return [bool(known) or formula in in_hull for known, formula in zip(is_known(formulas), formulas, strict=True)]
+        """Return which reduced formulas the training data, the hull file or other runs of the store hold."""
+        taken = self.elsewhere | (frozenset() if self.hull is None else self.hull.formulas)
+        return [bool(known) or formula in taken for known, formula in zip(is_known(formulas), formulas, strict=True)]
 
     # --- without a screen ------------------------------------------------------------------------
 

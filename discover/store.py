@@ -192,6 +192,12 @@ class Store:
             rows = connection.execute(query.order_by(CANDIDATES.c.round, CANDIDATES.c.position)).all()
         return [read_candidate(row) for row in rows]
 
+    def formulas_elsewhere(self, run: str) -> frozenset[str]:
+        """Return the reduced formulas that other runs have chosen."""
+        with self._reading() as connection:
+            query = select(CANDIDATES.c.formula).where(CANDIDATES.c.run_id != self._run_id(connection, run))
+            return frozenset(connection.scalars(query.distinct()))
+
     def unlabelled(self, run: str, number: int, oracle: str) -> list[Candidate]:
         """Return the candidates of a round that have no label of that oracle, in the order they were added."""
         with self._reading() as connection:

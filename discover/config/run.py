@@ -203,7 +203,9 @@ class AcquireConfig:
     per_system: int = option(5, "most structures of one set of elements in a round")
     per_prototype: int = option(4, "most structures of one prototype in a round")
     new: bool = option(
-        True, "only compositions that neither the hull file nor the training data hold; off: known ones are found again"
+        True,
+        "only compositions that the hull file, the training data and other runs of the store do not hold; off: known "
+        "ones are found again",
     )
     explore: float | None = option(
         None,

@@ -190,6 +190,15 @@ def test_a_second_potential_is_asked_about_the_finalists_once(
     assert pd.read_csv(folder / "finalists.csv").equals(finalists)
 
 
+def test_runs_of_one_store_check_different_formulas(oracle_here: Path) -> None:
+    shared, found = oracle_here / "shared.sqlite", []
+    for name in ("first", "second"):
+        run.main([*TINY, f"store={shared}", f"output={oracle_here / name}"])
+        found.append(set(labels(oracle_here / name)["formula"]))
+    assert min(len(formulas) for formulas in found) > 0
+    assert not found[0] & found[1]
+
+
 def test_without_an_oracle_nothing_is_checked(oracle_here: Path) -> None:
     folder = oracle_here / "plain"
     words = [w for w in TINY if not w.startswith(("oracle", "rounds", "learn", "engine"))]

@@ -173,6 +173,9 @@ def test_runs_of_one_store_are_apart(store: Store) -> None:
     for run in ("run", "another"):
         store.add_round(run, 1, [candidate(0)], {"run": run})
     assert add_label(store, "r01-0000")
+    assert store.formulas_elsewhere("run") == {candidate(0).formula}
+    store.start_run("third", {})
+    assert store.formulas_elsewhere("third") == {candidate(0).formula}
     assert store.unlabelled("another", 1, "chgnet") == store.candidates("another")
     assert store.labels("another", "chgnet") == []
     assert store.add_rows("run", [candidate(0)]) == store.add_rows("another", [candidate(0)]) == 1
