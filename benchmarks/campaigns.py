@@ -115,7 +115,8 @@ def _baseline(config: CampaignsConfig, folder: RunFolder, parents: list[Structur
     """Return the label table of the baseline of one run."""
     run = folder.config(RunConfig)
     name = f"substitution for {run.reward} {run.target} {run.restrict} seed {run.seed}"
-    name += f" {run.acquire}" + (f" looks {config.looks}" if config.looks > 1 else "")
+    name += f" limits {run.acquire.per_formula} {run.acquire.per_system} {run.acquire.per_prototype}"
+    name += f" looks {config.looks}" if config.looks > 1 else ""
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     reward = build_reward(run, build_properties(run.proxies))

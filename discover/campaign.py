@@ -106,7 +106,7 @@ class Campaign:
     # --- learning --------------------------------------------------------------------------------
 
     def teach(self, parts: Parts, number: int) -> Parts:
-        """Return the parts of a round: the proxies, and with them the reward, know all labels of earlier rounds."""
+        """Return the parts of a round: proxies, and with them the reward, know what earlier rounds have found."""
         ensemble = self.taught(number)
         if ensemble is None:
             return parts
@@ -126,12 +126,10 @@ class Campaign:
         if (saved / "ensemble.json").exists() and not anew:
             return PropertyEnsemble.load(saved)
         lesson = lesson_of(labels)
-        if self.config.learns_from_looks:
-            looks = lesson_of_looks(self._looks(number), labels, has_hull=self.hull is not None)
-            lesson = joined(lesson, looks)
         if self.config.learn.labels is not None:
             lesson = joined(lesson, given_lesson(self.config.learn.labels))
-        ensemble = learn(self._start, lesson, self._rehearsal(self._start), seed=self.config.seed)
+        looks = lesson_of_looks(self._looks(number), labels) if self.config.learns_from_looks else None
+        ensemble = learn(self._start, lesson, self._rehearsal(self._start), looks=looks, seed=self.config.seed)
         before = self.taught(number - 1) if number > 1 else None
         newest = lesson_of([item for item in labels if item.candidate.round == number - 1], relaxed=False)
         ensemble = scaled(ensemble, std_factors(before or self._start, newest))

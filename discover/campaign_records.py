@@ -15,7 +15,7 @@ from discover.errors import DataError
 from discover.learn import LABEL_ORDER, Lesson
 from discover.oracle.base import P_METAL, Label, LabelStatus
 from discover.oracle.hull import Hull
-from discover.screen import after_relaxation
+from discover.screen import PRIOR_LABELS, after_relaxation
 from discover.store import Candidate, Labelled
 from envs.crystal import CrystalBatch
 from proxies import DensityProxy, PropertyEnsemble
@@ -24,7 +24,6 @@ from proxies.base import Prediction
 IMPLIED_HULL = "implied by the proxies"
 METAL = 0.05  # eV; a smaller gap of a structure counts as none
 LOOKS = "looks"  # under which a round keeps what single points said
-_PRIOR_LABELS = 10.0  # labels that the tables of the screen count for against those of the campaign
 DFT = "dft"  # name that results of `discover.add_results` are stored under
 
 
@@ -104,30 +103,29 @@ def look_record(name: str, crystals: CrystalBatch, row: int, energy: float, abov
     return {"candidate_id": name, "crystal": record_of(crystals, row), "energy": energy, "above_hull": above}
 
 
-def lesson_of_looks(looks: Sequence[Mapping[str, Any]], labelled: Sequence[Labelled], *, has_hull: bool) -> Lesson:
+def lesson_of_looks(looks: Sequence[Mapping[str, Any]], labelled: Sequence[Labelled]) -> Lesson:
     """Return what proxies learn of crystals that were looked at and not checked: the energies they would relax to.
 
     These are means for the energy above hull as built (`discover.screen`), shifted by what the labels so far differ
-    from their own looks. Gaps are NaN, and energies above a hull that the proxies imply, as they do not teach
-    themselves.
+    from their own looks. Of a crystal that was looked at in several rounds the lowest counts. Gaps are NaN.
 
     Args:
-        looks: What `look_record` wrote.
+        looks: What `look_record` wrote, above the hull of a file.
         labelled: The labels so far.
-        has_hull: Whether energies above hull refer to a hull of a file.
     """
-    known = [item for item in looks if item["energy"] is not None and item["above_hull"] is not None]
+    known = [item for item in looks if item["above_hull"] is not None]  # None: of an element that the hull lacks
     energy, built = (np.array([item[name] for item in known], dtype=float) for name in ("energy", "above_hull"))
     above = after_relaxation(built)
     energy = energy - built + above
     found = {item.candidate.candidate_id: item.label.formation_energy_per_atom for item in labelled}
     errors = np.array([found.get(item["candidate_id"], math.nan) for item in known]) - energy
     errors = errors[np.isfinite(errors)]
-    shift = errors.sum() / (_PRIOR_LABELS + len(errors))
+    shift = errors.sum() / (PRIOR_LABELS + len(errors))
     crystals, checked = crystals_of(item["crystal"] for item in known), {item.candidate.key for item in labelled}
-    rows = [row for row, key in enumerate(key_texts(crystals)) if key not in checked]
-    unknown = np.full(len(known), np.nan)
-    labels = np.column_stack([energy + shift, above + shift if has_hull else unknown, unknown])
+    keys = key_texts(crystals)
+    lowest = {keys[row]: row for row in np.argsort(-energy, kind="stable").tolist()}
+    rows = sorted(row for key, row in lowest.items() if key not in checked)
+    labels = np.column_stack([energy + shift, above + shift, np.full(len(known), np.nan)])
     return Lesson(crystals.select(rows), torch.from_numpy(labels[rows]))
 
 

@@ -1,8 +1,8 @@
 """Which candidates of a round are checked, as structures.
 
-Without a screen the best by acquisition are built until the budget is spent. With one, several times as many are built,
-each in several ways, and a single point of CHGNet says which structure of each is kept and, with the proxies, which are
-worth a relaxation.
+Without a screen candidates are built, as their scores say, until the budget is spent. With one, several times as many
+are built, each in several ways, and a single point of CHGNet says which structure of each is kept and, with the
+proxies, which are worth a relaxation.
 """
 
 import math
@@ -74,7 +74,7 @@ class Chooser:
     labelled: Sequence[Labelled]
     elsewhere: frozenset[str] = frozenset()
     _looks: list[Label] = field(default_factory=list, init=False)
-    _looked: list[Mapping[str, Any]] = field(default_factory=list, init=False)
+    _records: list[Mapping[str, Any]] = field(default_factory=list, init=False)
 
     def choose(self, crystals: CrystalBatch, names: Sequence[str], log_reward: Tensor) -> Choice:
         """Return the candidates to check, with their structures.
@@ -101,16 +101,18 @@ class Chooser:
             chosen += self._built(proposed, crystals, SAMPLED, score, self._ranking(score, "candidates"), left, picker)
         if _n_built(chosen) < budget:
             text = f"round {self.number}: {_n_built(chosen)} of {budget} structures; no more candidates to build"
+            if self.config.acquire.new:
+                text += " that are new (acquire.new=off takes compositions that are known or that other runs chose)"
             print(text, file=sys.stderr)
         torch.set_num_threads(self.config.threads)  # a look in this process may have changed it
-        elsewhere = self.config.engine.workers != 0
+        in_workers = self.config.engine.workers != 0
         info = {
             "acquisition": self.config.acquire.name,
             "proposed": len(crystals),
             "per_check": self.config.looks_per_check,
             "looked_at": len(self._looks),
-            LOOKS: self._looked,
-            "seconds": time.process_time() - started + elsewhere * sum(look.seconds for look in self._looks),
+            LOOKS: self._records,
+            "seconds": time.process_time() - started + in_workers * sum(look.seconds for look in self._looks),
         }
         return Choice(proposed, chosen, info)
 
@@ -250,7 +252,7 @@ class Chooser:
         plain = screened(proxies, looks, above, Trust({}, {}))
         score = self._score(built, screened(proxies, looks, above, trust_of(self.labelled)))
         names = [f"{proposed[row].candidate_id}{SUFFIXES[item.source]}" for row, item in kept.items()]
-        self._looked.extend(
+        self._records.extend(
             look_record(name, built, place, look.formation_energy_per_atom, above[place])
             for place, (name, look) in enumerate(zip(names, looks, strict=True))
         )

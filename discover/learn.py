@@ -1,14 +1,14 @@
 """Teach the proxies what an oracle found, without forgetting what they know.
 
-Every round starts from the ensemble that the campaign started with and sees all labels so far, so that a round's
-proxies depend on nothing but those labels and can be made again. Half of each batch are labels, half is rehearsal:
+Every round starts from the ensemble that the campaign started with and sees all labels and looks so far, so that a
+round's proxies depend on nothing but those and can be made again. Half of each batch are labels, half is rehearsal:
 crystals whose predictions must stay (pseudo-rehearsal, Robins 1995, Connection Science 7, 123), or rows of the user's
 own data. How wrong the proxies were about the newest labels, before they learnt from them, sets their uncertainty.
 """
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -111,6 +111,7 @@ def learn(
     lesson: Lesson,
     rehearsal: Rehearsal | DataRehearsal,
     *,
+    looks: Lesson | None = None,
     settings: LearnSettings | None = None,
     seed: int = 0,
 ) -> PropertyEnsemble:
@@ -120,19 +121,20 @@ def learn(
         ensemble: Where learning starts.
         lesson: Labels; rows without any are left out.
         rehearsal: What must not be forgotten.
+        looks: What is known less well, half of what is learnt from.
         settings: None takes the defaults.
         seed: Of the batches.
     """
     settings = settings or LearnSettings()
-    known = ~lesson.labels.isnan().all(dim=1)
-    crystals, labels = lesson.crystals.select(known), lesson.labels[known].float()
-    if not len(crystals):
+    lessons = [_known(given) for given in (lesson, looks) if given is not None]
+    if not len(lessons[0]):
         return ensemble
+    lessons = [given for given in lessons if len(given)]
     members = [
-        _taught(member, k, crystals, labels, rehearsal, settings, torch.Generator().manual_seed(1000 * seed + k))
+        _taught(member, k, lessons, rehearsal, settings, torch.Generator().manual_seed(1000 * seed + k))
         for k, member in enumerate(ensemble.members)
     ]
-    return PropertyEnsemble(members, ensemble.calibration, {**ensemble.facts, "n_labels_learnt": len(crystals)})
+    return PropertyEnsemble(members, ensemble.calibration, {**ensemble.facts, "n_labels_learnt": len(lessons[0])})
 
 
 def std_factors(ensemble: PropertyEnsemble, newest: Lesson) -> dict[str, float]:
@@ -172,13 +174,13 @@ def scaled(ensemble: PropertyEnsemble, factors: Mapping[str, float]) -> Property
 def _taught(
     member: OrbitNetwork,
     k: int,
-    crystals: CrystalBatch,
-    labels: Tensor,
+    lessons: Sequence[Lesson],
     rehearsal: Rehearsal | DataRehearsal,
     settings: LearnSettings,
     generator: torch.Generator,
 ) -> OrbitNetwork:
-    """Return a copy of member `k` that has seen the labels."""
+    """Return a copy of member `k` that has seen the lessons, an equal share of each in every batch."""
+    crystals, labels = CrystalBatch.cat([given.crystals for given in lessons]), torch.cat([x.labels for x in lessons])
     network = copy.deepcopy(member).requires_grad_(requires_grad=True)
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
@@ -187,17 +189,28 @@ def _taught(
     for step in range(n_steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * step / n_steps))
-        rows = torch.randint(len(crystals), (min(settings.batch_size, 4 * len(crystals)),), generator=generator)
+        rows, start = [], 0
+        for given in lessons:
+            n = min(settings.batch_size // len(lessons), 4 * len(given))
+            rows.append(start + torch.randint(len(given), (n,), generator=generator))
+            start += len(given)
+        chosen = torch.cat(rows)
         old = torch.randint(len(rehearsal), (settings.batch_size,), generator=generator)
-        seen = random_alternative(crystals.select(rows), generator)
+        seen = random_alternative(crystals.select(chosen), generator)
         features = featurise(seen, network.properties, network.log_volumes)
-        loss = training_loss(run_buckets(network, features), labels[rows], 0.0)
+        loss = training_loss(run_buckets(network, features), labels[chosen].float(), 0.0)
         loss = loss + settings.rehearsal_weight * rehearsal.loss(network, k, old)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
     return network.eval().requires_grad_(requires_grad=False)
+
+
+def _known(lesson: Lesson) -> Lesson:
+    """Return the rows that have a label."""
+    known = ~lesson.labels.isnan().all(dim=1)
+    return Lesson(lesson.crystals.select(known), lesson.labels[known])
 
 
 def _outputs(network: OrbitNetwork, crystals: CrystalBatch) -> Tensor:

@@ -139,7 +139,7 @@ def build(cls: type[ConfigT], tree: Mapping[str, Any], prefix: str = "") -> Conf
 
 
 def load_yaml(cls: type[ConfigT], path: Path) -> ConfigT:
-    """Return the configuration stored in a YAML file by `dump_yaml`.
+    """Return the configuration stored in a YAML file by `dump_yaml`, also by earlier versions.
 
     Raises:
         ConfigError: If the file does not hold such a configuration.
@@ -147,7 +147,8 @@ def load_yaml(cls: type[ConfigT], path: Path) -> ConfigT:
     tree = parse_yaml(path.read_text(encoding="utf-8"))
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path} does not hold a configuration; expected lines of key: value")
-    return build(cls, tree)
+    upgraded: Callable[[Mapping[str, Any]], Mapping[str, Any]] = getattr(cls, "upgraded", lambda stored: stored)
+    return build(cls, upgraded(tree))
 
 
 def dump_yaml(config: Any) -> str:

@@ -304,8 +304,8 @@ def _facts(facts: Mapping[str, Any]) -> list[str]:
 
 def _checked(folder: RunFolder, config: RunConfig) -> list[str]:
     """Return what the oracle found, round by round, and the best of it."""
-    if not (folder / LABELS).exists():
-        return []
+    if not (folder / LABELS).exists() or not (folder / LABELS).read_text(encoding="utf-8").strip():
+        return []  # nothing has been checked, or nothing was there to check
     table, rounds = pd.read_csv(folder / LABELS, keep_default_na=False, na_values=[""]), pd.read_csv(folder / ROUNDS)
     hull = ", ".join(sorted(set(table["hull"].astype(str)))) if len(table) else ""
     n_added = int((table["oracle"] != config.oracle.name).sum()) if "oracle" in table else 0

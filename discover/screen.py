@@ -30,7 +30,7 @@ _GAP_STD, _GAP_STD_SLOPE = 0.2, 1.0
 #: Logit of P(metal after relaxation) from those of the gap model as built and of the proxy.
 _METAL = (-0.41, 0.68, 0.54)
 _SURE = 0.01  # probabilities are kept this far from 0 and 1
-_PRIOR_LABELS = 10.0  # labels that the tables count for against those of the campaign
+PRIOR_LABELS = 10.0  # labels that the tables count for against those of the campaign
 _WORST = 4.0  # standard deviations that one label counts for at most
 
 
@@ -57,9 +57,9 @@ class Trust:
             error = np.array(found[name], dtype=float) - mean
             known = np.isfinite(error) & np.isfinite(std)
             z = (error[known] / std[known]).clip(-_WORST, _WORST)
-            moved = z.sum() / (_PRIOR_LABELS + len(z))
+            moved = z.sum() / (PRIOR_LABELS + len(z))
             shift[name] = float(moved * std[known].mean()) if len(z) else 0.0
-            factor[name] = math.sqrt((_PRIOR_LABELS + float(((z - moved) ** 2).sum())) / (_PRIOR_LABELS + len(z)))
+            factor[name] = math.sqrt((PRIOR_LABELS + float(((z - moved) ** 2).sum())) / (PRIOR_LABELS + len(z)))
         return cls(shift, factor)
 
     def corrected(self, name: str, prediction: Prediction) -> Prediction:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from discover.config.checks import default_of, require, user_of
 from discover.config.reward import RewardConfig
@@ -232,6 +233,10 @@ class AcquireConfig:
             self.name != "random" or not self.temperature,
             "acquire.name=random has no score to draw by; drop acquire.temperature",
         )
+        require(
+            self.name != "random" or not self.explore,
+            "acquire.name=random takes all at random; drop acquire.explore",
+        )
         for name in ("per_formula", "per_system", "per_prototype"):
             require(getattr(self, name) >= 1, f"acquire.{name} must be at least 1, got {getattr(self, name)}")
         require(
@@ -280,7 +285,8 @@ class LearnConfig:
     )
     looks: bool | None = option(
         None,
-        "learn from candidates that were looked at and not checked too; null: on where CHGNet makes looks and labels",
+        "learn from candidates that were looked at and not checked too; null: on where CHGNet makes looks and labels "
+        "and oracle.hull is given",
     )
     sampler_steps: int = option(150, "gradient steps of the sampler in each later round")
 
@@ -436,8 +442,9 @@ class RunConfig(RewardConfig):
             "learn.sampler_steps applies to later rounds; give rounds=2 or more, or drop it",
         )
         require(
-            self.learn.looks is None or (self.rounds > 1 and self.looks_per_check > 1 and self.oracle.name == "chgnet"),
-            "learn.looks applies to later rounds with oracle.name=chgnet and a screen (screen.per_check=8); drop it",
+            self.learn.looks is None or (self.rounds > 1 and self.looks_per_check > 1 and self._looks_teach),
+            "learn.looks applies to later rounds with oracle.name=chgnet, oracle.hull and a screen "
+            "(screen.per_check=8); drop it",
         )
 
     def _check_resume(self) -> None:
@@ -451,6 +458,19 @@ class RunConfig(RewardConfig):
                 f"resume={self.resume} goes on with the run's own settings, of which only rounds and oracle.budget may "
                 f"be raised; drop {', '.join(changed)}"
             )
+
+    @staticmethod
+    def upgraded(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return stored settings as this version has them: what an earlier one did not ask for is as it was then."""
+        acquire = stored.get("acquire", {})
+        if "temperature" in acquire:
+            return stored
+        checks = stored.get("oracle", {}).get("name") != "none"
+        if checks and acquire.get("name") != "random":
+            acquire = {**acquire, "temperature": 0.0}
+        if stored.get("rounds", 1) == 1 or acquire.get("name") == "random":  # the default was written out
+            acquire = {key: value for key, value in acquire.items() if key != "explore"}
+        return {**stored, "acquire": acquire}
 
     @property
     def budget(self) -> int:
@@ -476,7 +496,12 @@ class RunConfig(RewardConfig):
     @property
     def learns_from_looks(self) -> bool:
         """Whether proxies learn from looks, once the defaults are filled in."""
-        return self.oracle.name == "chgnet" if self.learn.looks is None else self.learn.looks
+        return self._looks_teach if self.learn.looks is None else self.learn.looks
+
+    @property
+    def _looks_teach(self) -> bool:
+        """Whether looks are on the scale of the labels, and above a hull that the proxies do not imply."""
+        return self.oracle.name == "chgnet" and self.oracle.hull is not None
 
     @property
     def acquire_temperature(self) -> float:

@@ -1,9 +1,11 @@
 """Rounds of a run: chosen, checked, learnt from, resumed after a kill at any point, refused where senseless."""
 
 import copy
+import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import yaml
 from pymatgen.core import Structure
 
 from discover import campaign, run, sample
@@ -30,12 +33,13 @@ from discover.campaign_records import (
     with_dft,
 )
 from discover.candidates import key_texts
-from discover.config import RunConfig
+from discover.config import LearnConfig, RunConfig
 from discover.errors import ConfigError, RunFolderError, RunPaused
-from discover.options import parse_args
+from discover.options import load_yaml, parse_args
 from discover.oracle.base import P_METAL, Label, LabelStatus, sound
 from discover.oracle.callable import CallableOracle
 from discover.progress import LABELS, ROUNDS, HitRule, label_table, round_table
+from discover.run_folder import open_run_folder
 from discover.screen import SCREENED
 from discover.store import Candidate, Labelled, Store
 from envs.crystal import CrystalBatch
@@ -166,8 +170,15 @@ def test_chgnet_checks_structures_by_default(tmp_path: Path) -> None:
         assert f"{SCREENED}e_above_hull" in chosen.predictions
         looks = store.round_info(name, 1)[LOOKS]
     assert 1 < len(looks) <= 8
-    learnt = PropertyEnsemble.load(tmp_path / "run" / "rounds" / "02" / "proxies").facts["n_labels_learnt"]
-    assert learnt > 2  # the label as proposed and as relaxed, and what was looked at
+    taught = tmp_path / "run" / "rounds" / "02" / "proxies"
+    rows = crystals_of(look["crystal"] for look in looks)
+    with_looks = PropertyEnsemble.load(taught).predict_all(rows)["formation_energy_per_atom"].mean
+    shutil.rmtree(taught.parent)
+    config = replace(open_run_folder(tmp_path / "run").config(RunConfig), learn=LearnConfig(looks=False))
+    open_run_folder(tmp_path / "run", to_continue=True).write_config(config)
+    run.main([f"resume={tmp_path / 'run'}"])
+    without = PropertyEnsemble.load(taught).predict_all(rows)["formation_energy_per_atom"].mean
+    assert not torch.equal(with_looks, without)
 
 
 def test_a_second_potential_is_asked_about_the_finalists_once(
@@ -197,6 +208,42 @@ def test_runs_of_one_store_check_different_formulas(oracle_here: Path) -> None:
         found.append(set(labels(oracle_here / name)["formula"]))
     assert min(len(formulas) for formulas in found) > 0
     assert not found[0] & found[1]
+
+
+def test_what_is_drawn_is_not_what_is_best_and_keeps_its_score(oracle_here: Path) -> None:
+    chosen = {}
+    for temperature in (0, 50):
+        folder = oracle_here / str(temperature)
+        words = [word for word in TINY if not word.startswith(("rounds", "learn"))]
+        run.main([*words, f"acquire.temperature={temperature}", f"output={folder}"])
+        with Store.open(folder / STORE) as store:
+            chosen[temperature] = {item.key: item.acquisition for item in store.candidates(store.runs()[0])}
+    best, drawn = chosen[0], chosen[50]
+    assert best.keys() != drawn.keys()
+    assert all(drawn[key] == pytest.approx(best[key]) for key in best.keys() & drawn.keys())
+    assert max(drawn.values()) <= max(best.values())
+
+
+def test_a_store_that_holds_all_there_is_leaves_nothing_to_check(oracle_here: Path) -> None:
+    few = ["restrict.elements=[Na,Cl]", "restrict.n_elements=2", "restrict.space_groups=[225]", "acquire.explore=0"]
+    words = [word for word in TINY if not word.startswith("restrict")]
+    for name in ("first", "second"):
+        folder = oracle_here / name
+        run.main([*words, *few, f"store={oracle_here / 'shared.sqlite'}", f"output={folder}"])
+        assert (folder / "summary.md").exists()
+    assert (oracle_here / "second" / LABELS).read_text().strip() == ""
+
+
+def test_settings_of_earlier_versions_are_read_as_they_were_meant(tmp_path: Path) -> None:
+    for words, wanted in (([], (0.0, None)), (["rounds=3"], (0.0, 0.1)), (["oracle.name=none"], (None, None))):
+        config = parse_args(RunConfig, ["reward=bandgap", "target=1.34", *words])
+        stored = dataclasses.asdict(config)
+        del stored["acquire"]["temperature"], stored["learn"]["looks"]
+        stored["acquire"]["explore"] = 0.1
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(json.loads(json.dumps(stored))))
+        read = load_yaml(RunConfig, path)
+        assert (read.acquire.temperature, read.acquire.explore) == wanted
 
 
 def test_without_an_oracle_nothing_is_checked(oracle_here: Path) -> None:
@@ -229,6 +276,8 @@ def test_what_many_candidates_reach_alike_is_drawn_and_what_is_extreme_taken_bes
         (["acquire.explore=2"], "acquire.explore must be in"),
         (["acquire.explore=0.5"], "applies before the last round"),
         (["acquire.kappa=2"], "applies to acquire.name=ucb"),
+        (["acquire.explore=0.5", "acquire.name=random", "rounds=2"], "acquire.name=random takes all at random"),
+        (["learn.looks=on", "rounds=2"], "learn.looks applies to later rounds"),
         (["learn.looks=on"], "learn.looks applies to later rounds"),
         (["acquire.temperature=-1"], "acquire.temperature must be a number >= 0"),
         (["acquire.temperature=1", "acquire.name=random"], "has no score to draw by"),
@@ -302,21 +351,21 @@ def test_records_and_lessons_keep_crystals_and_leave_out_what_has_no_number() ->
 
 def test_looks_teach_what_their_crystals_would_relax_to() -> None:
     checked = [labelled(name, 1, energy=-1.80, gap=1.0) for name in "abcdefghij"]
-    crystal, missing = checked[0].candidate.crystal, {"energy": None, "above_hull": None}
+    crystal = checked[0].candidate.crystal
     elsewhere = {**crystal, "space_group": 221}
     looks = [{"candidate_id": name, "crystal": crystal, "energy": -1.85, "above_hull": 0.15} for name in "abcdefghij"]
+    looks += [{"candidate_id": "x", "crystal": elsewhere, "energy": -1.3, "above_hull": 0.76}]  # y again, less well
     looks += [{"candidate_id": "y", "crystal": elsewhere, "energy": -1.5, "above_hull": 0.56}]
-    looks += [{"candidate_id": "z", "crystal": elsewhere, **missing}]
+    looks += [{"candidate_id": "z", "crystal": {**crystal, "space_group": 216}, "energy": -1.0, "above_hull": None}]
     (key,) = key_texts(crystals_of([crystal]))
     checked = [replace(item, candidate=replace(item.candidate, key=key)) for item in checked]
-    lesson = lesson_of_looks(json.loads(json.dumps(looks)), checked, has_hull=True)
+    lesson = lesson_of_looks(json.loads(json.dumps(looks)), checked)
     # As built 0.15 and 0.56 eV/atom above hull: the table says 0.07 and 0.28; the labels lie 0.13 higher than it said.
     shift = (-1.80 - (-1.85 - 0.15 + 0.07)) * 10 / (10 + 10)
     assert lesson.crystals.space_group.tolist() == [221]
     assert lesson.labels[:, :2].tolist() == [pytest.approx([-1.5 - 0.56 + 0.28 + shift, 0.28 + shift])]
     assert bool(lesson.labels[:, 2].isnan().all())
-    assert bool(lesson_of_looks(looks, checked, has_hull=False).labels[:, 1].isnan().all())
-    assert len(lesson_of_looks([], checked, has_hull=True)) == 0
+    assert len(lesson_of_looks([], checked)) == 0
 
 
 def dft(

@@ -76,7 +76,7 @@ patience = [
 ]
 assert patience[0] < timedelta(hours=1), patience
 assert patience[1] == timedelta(days=365), patience
-del processes  # as at the end of a function
+del processes  # a group to which something refers is not left at the end
 """
 
 
@@ -107,7 +107,7 @@ def test_one_whose_first_process_has_ended_says_so_and_ends(tmp_path: Path) -> N
         for rank in ("0", "1")
     )
     assert "ProcessError: another process of this training has ended" in second.communicate(timeout=60)[1]
-    assert second.returncode == 1
+    assert second.returncode != 0
     first.communicate(timeout=60)
 
 
