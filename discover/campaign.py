@@ -3,7 +3,7 @@
 A choice is stored at once and whole, every label the moment it is finished, and nothing stored is ever changed. All
 that later rounds depend on is computed from the store, in the order of candidates and not of time, so that a run that
 was killed goes on as if it had not been. Results of DFT that a user adds (`discover.add_results`) count for what is
-taught, chosen and written after that.
+taught, chosen and written after that, and so does what other runs of the store have chosen.
 """
 
 import contextlib
