@@ -198,7 +198,7 @@ class AcquireConfig:
     temperature: float | None = option(
         None,
         "candidates are drawn in proportion to exp(score / temperature), so that runs with other seeds check others; "
-        "0: best first; null: 0.5 with a target, which many reach alike, else 0",
+        "0: best first; null: 0.5 in runs of several rounds with a target, which many reach alike, else 0",
     )
     per_formula: int = option(2, "most structures of one formula over all rounds")
     per_system: int = option(5, "most structures of one set of elements in a round")
@@ -506,7 +506,8 @@ class RunConfig(RewardConfig):
     @property
     def acquire_temperature(self) -> float:
         """The temperature at which candidates are drawn, once the defaults are filled in."""
-        by_default = 0.0 if self.target is None or self.acquire.name == "random" else 0.5
+        drawn = self.rounds > 1 and self.target is not None and self.acquire.name != "random"
+        by_default = 0.5 if drawn else 0.0
         return by_default if self.acquire.temperature is None else self.acquire.temperature
 
     @property

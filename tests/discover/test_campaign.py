@@ -255,10 +255,15 @@ def test_without_an_oracle_nothing_is_checked(oracle_here: Path) -> None:
 
 
 def test_what_many_candidates_reach_alike_is_drawn_and_what_is_extreme_taken_best_first() -> None:
-    words = {"target": ["reward=bandgap", "target=1.34"], "most": ["reward=stability"]}
+    target = ["reward=bandgap", "target=1.34"]
+    words = {"target": [*target, "rounds=2"], "most": ["reward=stability", "rounds=2"], "once": target}
     configs = {name: parse_args(RunConfig, given) for name, given in words.items()}
-    assert {name: config.acquire_temperature for name, config in configs.items()} == {"target": 0.5, "most": 0.0}
-    assert {name: config.explore_share for name, config in configs.items()} == {"target": 0.0, "most": 0.1}
+    assert {name: config.acquire_temperature for name, config in configs.items()} == {
+        "target": 0.5,
+        "most": 0,
+        "once": 0,
+    }
+    assert {name: config.explore_share for name, config in configs.items()} == {"target": 0, "most": 0.1, "once": 0.1}
     assert parse_args(RunConfig, [*words["target"], "acquire.temperature=0"]).acquire_temperature == 0.0
     assert parse_args(RunConfig, [*words["target"], "acquire.name=random"]).acquire_temperature == 0.0
 
