@@ -461,7 +461,11 @@ class RunConfig(RewardConfig):
 
     @staticmethod
     def upgraded(stored: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return stored settings as this version has them: what an earlier one did not ask for is as it was then."""
+        """Return the settings of an earlier version as this one takes them: candidates are chosen as they were then.
+
+        Args:
+            stored: The tree of a `config.yaml`.
+        """
         acquire = stored.get("acquire", {})
         if "temperature" in acquire:
             return stored
