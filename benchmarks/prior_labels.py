@@ -32,7 +32,7 @@ from discover.generate import generate
 from discover.learn import Lesson, Rehearsal, learn
 from discover.options import option, parse_args
 from discover.oracle.band_gap import GapModel
-from discover.oracle.hull import Hull
+from discover.oracle.hull import IMPLAUSIBLE, Hull
 from discover.oracle.plausibility import unsuitable_elements, why_implausible
 from discover.oracle.relax import relax
 from discover.train_sampler import draw_crystals
@@ -44,7 +44,6 @@ _CHUNK, _REHEARSED = 100, 4096
 _EDGES = (0.03, 0.1, 0.2, 0.32, 0.46, 0.68, 1.0, 2.0)  # eV/atom above hull as built
 _MOST_ABOVE = 1.2  # eV/atom above hull beyond which gaps open no further
 _FOLDS = 5
-_DEEPEST = -0.25  # eV/atom above hull, below which the hull file lacks what competes: NiBr2 for one, and LuCl3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +73,7 @@ def main(words: Sequence[str]) -> None:
     energies = np.array([row["formation_energy"] for row in rows])
     after = hull.e_above_hull(compositions, energies)
     gaps = _gaps(built, relaxed)
-    above = np.where(after < _DEEPEST, np.nan, after)
+    above = np.where(after < IMPLAUSIBLE, np.nan, after)
     found = {"formation_energy_per_atom": energies, "e_above_hull": above, "band_gap": gaps[:, 1]}
     names = [f"{config.seed}-{row['row']}" for row in rows]
     table = pd.concat([_as_data(names, built, "built", found), _as_data(names, relaxed, "relaxed", found)])

@@ -14,7 +14,7 @@ from discover.data import batch_orbits, orbits_of_structure, prepare
 from discover.errors import DataError
 from discover.learn import LABEL_ORDER, Lesson
 from discover.oracle.base import P_METAL, Label, LabelStatus
-from discover.oracle.hull import Hull
+from discover.oracle.hull import IMPLAUSIBLE, Hull
 from discover.screen import PRIOR_LABELS, after_relaxation
 from discover.store import Candidate, Labelled
 from envs.crystal import CrystalBatch
@@ -71,7 +71,8 @@ def lesson_of(labelled: Sequence[Labelled], *, relaxed: bool = True) -> Lesson:
     """Return what proxies learn from labels: each crystal as it was proposed, and as it came out of the relaxation.
 
     The first teaches what becomes of a proposal, the second what the relaxed crystal is. Failures have no numbers, and
-    are left out.
+    are left out. An energy further below the hull than is plausible says that the hull lacks phases, which a campaign
+    that learnt it would run after; of such a label the energy above hull is not taught.
     """
     known = [item for item in labelled if _numbers(item) is not None]
     crystals = [crystals_of([item.candidate.crystal]) for item in known]
@@ -125,7 +126,8 @@ def lesson_of_looks(looks: Sequence[Mapping[str, Any]], labelled: Sequence[Label
     keys = key_texts(crystals)
     lowest = {keys[row]: row for row in np.argsort(-energy, kind="stable").tolist()}
     rows = sorted(row for key, row in lowest.items() if key not in checked)
-    labels = np.column_stack([energy + shift, above + shift, np.full(len(known), np.nan)])
+    plausible = np.where(above + shift < IMPLAUSIBLE, np.nan, above + shift)
+    labels = np.column_stack([energy + shift, plausible, np.full(len(known), np.nan)])
     return Lesson(crystals.select(rows), torch.from_numpy(labels[rows]))
 
 
@@ -146,9 +148,10 @@ def joined(first: Lesson, second: Lesson) -> Lesson:
 
 def _numbers(item: Labelled) -> tuple[float, float, float] | None:
     gap = item.label.band_gap
+    taught = item.hull != IMPLIED_HULL and item.e_above_hull >= IMPLAUSIBLE  # proxies do not teach themselves
     values = (
         item.label.formation_energy_per_atom,
-        math.nan if item.hull == IMPLIED_HULL else item.e_above_hull,  # proxies do not teach themselves
+        item.e_above_hull if taught else math.nan,
         0.0 if gap < METAL else gap,
     )
     return None if all(math.isnan(value) for value in values) else values

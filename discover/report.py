@@ -23,6 +23,7 @@ from discover.config import ReportConfig, RewardConfig, RunConfig, Target
 from discover.errors import RunFolderError, main_guard
 from discover.gap_scale import INTERCEPT, RESIDUAL, SLOPE, to_pbe
 from discover.options import help_text, parse_args
+from discover.oracle.hull import IMPLAUSIBLE
 from discover.progress import FINALISTS, LABELS, NEAR_TARGET, ROUNDS, HitRule
 from discover.run_folder import RunFolder, open_run_folder
 
@@ -310,6 +311,12 @@ def _checked(folder: RunFolder, config: RunConfig) -> list[str]:
     hull = ", ".join(sorted(set(table["hull"].astype(str)))) if len(table) else ""
     n_added = int((table["oracle"] != config.oracle.name).sum()) if "oracle" in table else 0
     added = f" {n_added} of {len(table)} have numbers of results that were added." if n_added else ""
+    deep = table["formula"][table["e_above_hull"].astype(float) < IMPLAUSIBLE].tolist()
+    if deep and config.oracle.hull is not None:
+        added += (
+            f" {len(deep)} lie more than {-IMPLAUSIBLE:g} eV/atom below it ({', '.join(dict.fromkeys(deep))}): "
+            "look first for what the hull lacks."
+        )
     rule = HitRule.of(config).describe()
     lines = [
         "",

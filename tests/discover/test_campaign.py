@@ -349,8 +349,10 @@ def test_records_and_lessons_keep_crystals_and_leave_out_what_has_no_number() ->
     items = [labelled("a", 1, energy=-1.95, gap=0.01), labelled("b", 1, energy=math.nan, status="failed")]
     back = crystals_of([item.candidate.crystal for item in items])
     assert back.wyckoff_strings() == ["Na:4a Cl:4b"] * 2
+    items.append(labelled("c", 1, energy=-2.26, gap=0.01))  # 0.26 eV/atom below the hull: the file has a hole
     lesson = lesson_of(items)
-    assert lesson.labels.tolist() == [pytest.approx([-1.95, 0.05, 0.0])]
+    assert lesson.labels[0].tolist() == pytest.approx([-1.95, 0.05, 0.0])
+    assert lesson.labels[1].tolist() == pytest.approx([-2.26, math.nan, 0.0], nan_ok=True)
     assert len(crystals_of([])) == 0
 
 
