@@ -260,8 +260,9 @@ class Campaign:
         table = label_table(labelled, HitRule.of(self.config), parts.reward)
         self.folder.write(LABELS, table.to_csv(index=False, float_format="%.6g"))
         rounds = round_table(table)
+        infos = [self.store.round_info(self.run, number) for number in rounds.get("round", [])]
         for column, name in (("structures_looked_at", "looked_at"), ("choosing_seconds", "seconds")):
-            rounds[column] = [self.store.round_info(self.run, number).get(name) for number in rounds.get("round", [])]
+            rounds[column] = [info.get(name) for info in infos]
         self.folder.write(ROUNDS, rounds.to_csv(index=False, float_format="%.6g"))
         self._write_finalists(labelled, table)
         for item in self.store.labels(self.run, self.oracle_name):  # a kill may have come between a label and its file

@@ -122,7 +122,8 @@ def build(cls: type[ConfigT], tree: Mapping[str, Any], prefix: str = "") -> Conf
     for name, given in tree.items():
         key = prefix + name
         if name not in fields:
-            raise ConfigError(_unknown_key(key, [prefix + other for other in fields]))
+            shown = [prefix + other for other, field in fields.items() if field.metadata.get("in_help", True)]
+            raise ConfigError(_unknown_key(key, shown))
         hint = hints[name]
         value, raw = (given.value, given.raw) if isinstance(given, _Text) else (given, None)
         if dataclasses.is_dataclass(hint):
@@ -218,7 +219,7 @@ def _unknown_key(key: str, known: Sequence[str]) -> str:
 def _check_key(cls: type, key: str) -> None:
     settings, groups = all_keys(cls)
     if key not in settings and key not in groups:
-        raise ConfigError(_unknown_key(key, settings))
+        raise ConfigError(_unknown_key(key, [shown for shown, _, _ in _help_rows(cls, "")]))
 
 
 def _convert(key: str, hint: Any, value: Any, raw: str | None) -> Any:
