@@ -2,10 +2,11 @@
 
 The folder has one folder per structure, named by its id, as `discover.export` wrote them. Labels go into the run's
 store under the oracle "dft", beside those that are there; a structure that has one keeps it, so energies of elements
-for Quantum ESPRESSO (`references`) belong to the first time. What succeeded stands in
-for the numbers of the run's own oracle in rounds that have not been taught yet and, from the next
-``python -m discover.run resume=DIR``, in the tables, the finalists and the proxies that the run leaves; with
-``rounds=5 oracle.budget=100`` behind it, a run that has finished goes on and learns from them.
+for Quantum ESPRESSO (`references`) belong to the first time. What has failed or is still running is named and not
+stored, so that it can be read again. What succeeded stands in for the numbers of the run's own oracle in rounds that
+have not been taught yet and, from the next ``python -m discover.run resume=DIR``, in the tables, the finalists and the
+proxies that the run leaves; with ``rounds=5 oracle.budget=100`` behind it, a run that has finished goes on and learns
+from them.
 """
 
 import json
@@ -19,6 +20,7 @@ from discover.config import AddResultsConfig
 from discover.dft_results import read_results
 from discover.errors import main_guard
 from discover.options import help_text, parse_args
+from discover.oracle.base import LabelStatus
 from discover.oracle.hull import Hull
 from discover.run_folder import open_run_folder
 
@@ -41,6 +43,11 @@ def main(words: Sequence[str]) -> None:
         results = read_results(Path(config.data), proposed, references=config.references)
         found: Counter[str] = Counter()
         for name, label in results.items():
+            if label.reason:
+                print(f"{name}: {label.reason}")
+            if label.status is LabelStatus.FAILED:  # it may still be running, and what is stored stays
+                found["without a result"] += 1
+                continue
             added = store.add_label(
                 run,
                 name,
@@ -51,8 +58,6 @@ def main(words: Sequence[str]) -> None:
                 settings={"from": config.data, "references": config.references},
             )
             found[str(label.status) if added else "known already"] += 1
-            if label.reason:
-                print(f"{name}: {label.reason}")
     print(json.dumps({"structures": len(proposed), **found}))
 
 

@@ -31,7 +31,7 @@ from discover.campaign_records import (
 from discover.choose import Chooser
 from discover.config import RunConfig
 from discover.data import prepare
-from discover.engine import EngineError, Task
+from discover.engine import EngineError, Task, check_parsl
 from discover.errors import ConfigError, RunFolderError, RunPaused
 from discover.finalists import Finalist, check_finalists, checks_table, html_page, markdown_table
 from discover.labelling import labels_of
@@ -46,7 +46,7 @@ from discover.reward import build_reward
 from discover.run_folder import VERSIONS, RunFolder
 from discover.store import Candidate, Labelled, Store
 from discover.structure.base import NO_COORDINATES, cif_text
-from discover.train_proxy import ProxyTraining, digest_of, split
+from discover.train_proxy import ProxyTraining, TrainingData, digest_of, split
 from discover.train_sampler import draw_crystals
 from discover.xrd import plot_pattern, powder_pattern
 from envs.crystal import CrystalBatch
@@ -86,7 +86,7 @@ class Campaign:
             RunFolderError: If the run's labels are elsewhere, or its proxies have changed since it began.
         """
         store, run = Store.open(_store_of(config, folder)), _run_name(folder)
-        if (folder / LEARNT).exists() and run not in store.runs():
+        if any((folder / name).exists() for name in (LEARNT, LABELS)) and run not in store.runs():
             raise RunFolderError(f"the labels of {folder.path} are in another store; name it with store=")
         campaign = cls(config, folder, store, run)
         proxies = None if campaign._start is None else digest_of(campaign._start)
@@ -143,7 +143,7 @@ class Campaign:
 
     def _rehearsal(self, start: PropertyEnsemble) -> Rehearsal | DataRehearsal:
         if self.config.learn.data is not None:
-            return DataRehearsal(split(prepare(self.config.learn.data), ProxyTraining()))
+            return DataRehearsal(_learning_data(self.config.learn.data))
         prior = load_prior("any")
         generator = seeded(self.config.seed, "rehearsal")
         crystals = CrystalBatch.cat([c for c, _ in draw_crystals(prior.env, prior.policy, _REHEARSED, generator)])
@@ -383,14 +383,13 @@ def check_campaign(config: RunConfig) -> None:
 
     Raises:
         ConfigError: If a file is missing, or the proxies cannot learn from labels.
+        DataError: If reference, data or labels cannot be used.
+        EngineError: If there is no Parsl, or no such config file.
         HullError, MatglModelError, CallableOracleError: If hull, model or function cannot be used.
     """
     if config.oracle.name == "none":
         return
-    files = {"reference": config.reference, "learn.data": config.learn.data, "learn.labels": config.learn.labels}
-    for name, path in files.items():
-        if path is not None and not Path(path).exists():
-            raise ConfigError(f"{name}={path}: no such file or folder")
+    _check_files(config)
     if config.oracle.hull is not None:
         Hull.load(config.oracle.hull)
     if config.oracle.name in ("callable", "matgl"):
@@ -400,6 +399,25 @@ def check_campaign(config: RunConfig) -> None:
     torch.set_num_threads(config.threads)
     if (config.rounds > 1 or config.learn.labels is not None) and proxies_that_learn(config.proxies) is None:
         raise ConfigError(f"the proxies in {config.proxies} cannot learn from labels; use networks, or rounds=1")
+
+
+def _check_files(config: RunConfig) -> None:
+    files = {"reference": config.reference, "learn.data": config.learn.data, "learn.labels": config.learn.labels}
+    for name, path in files.items():
+        if path is not None and not Path(path).exists():
+            raise ConfigError(f"{name}={path}: no such file or folder")
+    if config.reference is not None:
+        Reference.load(config.reference)
+    if config.learn.data is not None:
+        _learning_data(config.learn.data)
+    if config.learn.labels is not None:
+        given_lesson(config.learn.labels)
+    if config.engine.config is not None:
+        check_parsl(Path(config.engine.config))
+
+
+def _learning_data(path: str) -> TrainingData:
+    return split(prepare(path), ProxyTraining())
 
 
 def proxies_that_learn(folder: str | None) -> PropertyEnsemble | None:

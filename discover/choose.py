@@ -100,9 +100,12 @@ class Chooser:
         else:
             chosen += self._built(proposed, crystals, SAMPLED, score, self._ranking(score, "candidates"), left, picker)
         if _n_built(chosen) < budget:
-            text = f"round {self.number}: {_n_built(chosen)} of {budget} structures; no more candidates to build"
+            text = (
+                f"round {self.number}: {_n_built(chosen)} of {budget} structures: no more candidates, or {_MOST_TRIED} "
+                "times as many as were wanted tried"
+            )
             if self.config.acquire.new:
-                text += " that are new (acquire.new=off takes compositions that are known or that other runs chose)"
+                text += "; acquire.new=off takes compositions that are known or that other runs chose"
             print(text, file=sys.stderr)
         torch.set_num_threads(self.config.threads)  # a look in this process may have changed it
         in_workers = self.config.engine.workers != 0

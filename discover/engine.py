@@ -7,6 +7,7 @@ that is lost takes its structure along, which is tried again elsewhere.
 """
 
 import atexit
+import importlib.util
 import math
 import os
 import runpy
@@ -89,13 +90,13 @@ def open_engine(name: Literal["local", "parsl"], *, n_workers: int | None, confi
     """
     if name == "local":
         if config_file is not None:
-            raise EngineError(f"engine=local takes no config file; use engine=parsl for {config_file}")
+            raise EngineError(f"engine.name=local takes no config file; use engine.name=parsl for {config_file}")
         return LocalEngine(default_workers() if n_workers is None else n_workers)
     if name == "parsl":
         if config_file is None:
-            raise EngineError("engine=parsl needs engine.config=FILE, a Python file that defines `config`")
+            raise EngineError("engine.name=parsl needs engine.config=FILE, a Python file that defines `config`")
         if n_workers is not None:
-            raise EngineError("engine=parsl takes its number of workers from the config file; leave n_workers out")
+            raise EngineError("engine.name=parsl takes its number of workers from the config file; leave n_workers out")
         return ParslEngine(config_file)
     raise EngineError(f"unknown engine {name!r}; there are local and parsl")
 
@@ -182,6 +183,18 @@ class LocalEngine:
             self._idle.put(worker)
 
 
+def check_parsl(config_file: Path) -> None:
+    """Fail where Parsl cannot start, without executing the config file.
+
+    Raises:
+        EngineError: If Parsl is not installed, or there is no such file.
+    """
+    if importlib.util.find_spec("parsl") is None:
+        raise EngineError("engine.name=parsl needs Parsl: pip install 'crystal-discover[parsl]'")
+    if not config_file.is_file():
+        raise EngineError(f"no Parsl config file at {config_file}")
+
+
 class ParslEngine:
     """Parsl's workers, wherever the user's config file starts them.
 
@@ -193,14 +206,11 @@ class ParslEngine:
     """
 
     def __init__(self, config_file: Path) -> None:
-        try:
-            from parsl.concurrent import ParslPoolExecutor  # noqa: PLC0415 - an optional extra
-            from parsl.config import Config  # noqa: PLC0415
-            from parsl.dataflow.dflow import DataFlowKernel  # noqa: PLC0415
-        except ImportError as error:
-            raise EngineError(f"engine=parsl needs Parsl ({error}); pip install 'crystal-discover[parsl]'") from None
-        if not config_file.is_file():
-            raise EngineError(f"no Parsl config file at {config_file}")
+        check_parsl(config_file)
+        from parsl.concurrent import ParslPoolExecutor  # noqa: PLC0415 - an optional extra
+        from parsl.config import Config  # noqa: PLC0415
+        from parsl.dataflow.dflow import DataFlowKernel  # noqa: PLC0415
+
         config = runpy.run_path(str(config_file)).get("config")
         if not isinstance(config, Config):
             raise EngineError(f"{config_file} must define `config`, a parsl.config.Config; docs/engines has examples")

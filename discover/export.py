@@ -36,10 +36,9 @@ def main(words: Sequence[str]) -> None:
             export(store, run, output)
             print(output)
             return
-        best = best_labelled(store, run, run_config)[: config.n]
-    structures = {
-        item.candidate.candidate_id: item.label.structure for item in best if item.label.structure is not None
-    }
+        best = best_labelled(store, run, run_config)
+    found = {item.candidate.candidate_id: item.label.structure or item.candidate.structure for item in best}
+    structures = dict([(name, structure) for name, structure in found.items() if structure is not None][: config.n])
     failures: dict[str, str] = {}
     if config.to == "vasp":
         failures = write_vasp_inputs(output, structures)

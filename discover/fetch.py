@@ -1,6 +1,7 @@
 """Download public data sets and write them in the CSV form that the other commands read.
 
 `python -m discover.fetch mp20` writes ``data/mp20/{train,val,test}.csv``, and so on; see `SOURCES` for what there is.
+`python -m discover.fetch materials_project` writes a hull file too: ``oracle.hull=data/materials_project``.
 The form: one row a material with ``material_id, pretty_formula, cif`` and what the source knows of
 ``spacegroup.number, formation_energy_per_atom, band_gap, e_above_hull``. Files are checked (SHA-256 where one is
 published, rows and columns elsewhere) and appear complete or not at all. Materials Project data are CC BY 4.0: cite
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 from discover.errors import ConfigError, FetchError, main_guard
 from discover.options import help_text, option, parse_args
+from discover.oracle.hull import ENTRIES
 from discover.run_folder import write_atomic
 
 _TIMEOUT = 60.0  # seconds without an answer
@@ -86,6 +88,8 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     ),
 }
 MATERIALS_PROJECT = "https://api.materialsproject.org/materials/summary/"
+MATERIALS_PROJECT_ENERGIES = "https://api.materialsproject.org/materials/thermo/"
+_ENERGY = "formation_energy_per_atom"
 _SUMMARY_FIELDS = "material_id,formula_pretty,symmetry,formation_energy_per_atom,band_gap,energy_above_hull,structure"
 _COLUMNS = (
     "material_id",
@@ -107,7 +111,9 @@ class FetchConfig:
         "mp20", "data set; materials_project needs a key in the environment variable MP_API_KEY"
     )
     output: str = option("data", "folder in which the data set gets a folder of its own")
-    max_atoms: int | None = option(None, "for materials_project: most atoms in the primitive cell; null: 20")
+    max_atoms: int | None = option(
+        None, "for materials_project: most atoms in the primitive cell of its structures, not of its hull; null: 20"
+    )
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -131,11 +137,14 @@ def fetch(config: FetchConfig) -> list[Path]:
     folder = Path(config.output) / config.name
     folder.mkdir(parents=True, exist_ok=True)
     if config.name == "materials_project":
-        path = folder / "materials_project.csv"
+        path, hull = folder / "materials_project.csv", folder / ENTRIES
+        key = os.environ.get(_KEY_VARIABLE, "")
         if not path.exists():
-            rows = materials_project_rows(os.environ.get(_KEY_VARIABLE, ""), config.max_atoms or 20)
-            write_atomic(path, _csv_text(rows, _COLUMNS))
-        return [path]
+            write_atomic(path, _csv_text(materials_project_rows(key, config.max_atoms or 20), _COLUMNS))
+        if not hull.exists():
+            text = _csv_text(materials_project_energies(key), ("formula", _ENERGY))
+            write_atomic(hull, gzip.compress(text.encode(), mtime=0))
+        return [path, hull]
     paths = []
     for source in SOURCES[config.name]:
         path = folder / source.file
@@ -177,26 +186,41 @@ def materials_project_rows(key: str, max_atoms: int, url: str = MATERIALS_PROJEC
     Raises:
         FetchError: If there is no key, it is refused, or the service cannot be reached.
     """
+    query = {"_fields": _SUMMARY_FIELDS, "nsites_max": max_atoms, "deprecated": "false"}
+    return map(_summary_row, _entries(key, url, query, "materials"))
+
+
+def materials_project_energies(key: str, url: str = MATERIALS_PROJECT_ENERGIES) -> Iterator[dict[str, Any]]:
+    """Yield formula and formation energy in eV/atom of all phases, whatever their size: what a hull is made of.
+
+    The energies are those of GGA and GGA+U with the MP2020 corrections, not of the scheme that mixes in r2SCAN.
+
+    Args:
+        key: The user's API key.
+        url: The thermodynamics endpoint.
+
+    Raises:
+        FetchError: If there is no key, it is refused, or the service cannot be reached.
+    """
+    query = {"_fields": f"formula_pretty,{_ENERGY}", "thermo_types": "GGA_GGA+U"}
+    for entry in _entries(key, url, query, "phases"):
+        if entry.get(_ENERGY) is not None:
+            yield {"formula": entry["formula_pretty"], _ENERGY: entry[_ENERGY]}
+
+
+def _entries(key: str, url: str, query: Mapping[str, Any], unit: str) -> Iterator[Mapping[str, Any]]:
+    """Yield all entries that an endpoint of the Materials Project has for a query, page by page."""
     if not key:
         raise FetchError(
             f"the Materials Project needs a key: get one (free) at materialsproject.org/api and set {_KEY_VARIABLE}"
         )
-    with tqdm(desc="materials", unit="material") as bar:
+    with tqdm(desc=unit, unit=f" {unit}") as bar:
         skip = 0
         while True:
-            query = urllib.parse.urlencode(
-                {
-                    "_fields": _SUMMARY_FIELDS,
-                    "_limit": _PAGE,
-                    "_skip": skip,
-                    "nsites_max": max_atoms,
-                    "deprecated": "false",
-                }
-            )
-            with _open(f"{url}?{query}", Path("data"), {"X-API-KEY": key}) as response:
+            asked = urllib.parse.urlencode({**query, "_limit": _PAGE, "_skip": skip})
+            with _open(f"{url}?{asked}", Path("data"), {"X-API-KEY": key}) as response:
                 page = json.load(response).get("data", [])
-            for entry in page:
-                yield _summary_row(entry)
+            yield from page
             bar.update(len(page))
             skip += len(page)
             if len(page) < _PAGE:
@@ -281,7 +305,7 @@ def _csv_text(rows: Iterator[dict[str, Any]], columns: Sequence[str]) -> str:
 
 def main(words: Sequence[str]) -> None:
     """Download the data set named on the command line."""
-    if not words or "--help" in words:
+    if not words or any(word in ("-h", "--help") for word in words):
         print(help_text(FetchConfig, "python -m discover.fetch NAME: download a public data set as CSV"))
         return
     named = [f"name={words[0]}", *words[1:]] if "=" not in words[0] else words

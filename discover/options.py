@@ -84,7 +84,11 @@ def parse_args(cls: type[ConfigT], words: Sequence[str]) -> ConfigT:
 
     Raises:
         ConfigError: For a word without "=", an unknown key, or a value that the dataclass refuses.
+        SystemExit: After printing the help, where that is what the words ask for.
     """
+    if any(word in ("-h", "--help") for word in words):
+        print(help_text(cls, (cls.__doc__ or "").splitlines()[0]))
+        raise SystemExit(0)
     tree: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
@@ -96,7 +100,9 @@ def parse_args(cls: type[ConfigT], words: Sequence[str]) -> ConfigT:
         for part in path:
             child = node.setdefault(part, {})
             if isinstance(child, _Text):  # the whole group was given before, as in 'restrict={elements: [Fe, O]}'
-                child = node[part] = dict(child.value) if isinstance(child.value, Mapping) else {}
+                if not isinstance(child.value, Mapping):
+                    raise ConfigError(f"{part} is a group of settings, as in {key}=...; got {part}={child.raw}")
+                child = node[part] = dict(child.value)
             node = child
         node[name] = _Text(text, parse_yaml(text))
     return build(cls, tree)

@@ -404,7 +404,7 @@ def _plain(value: Any) -> str:
 
 def main(words: Sequence[str]) -> None:
     """Rebuild the report of a run."""
-    if "--help" in words:
+    if any(word in ("-h", "--help") for word in words):
         print(help_text(ReportConfig, "python -m discover.report run=DIR: rebuild the summary and plots of a run"))
         return
     folder = open_run_folder(parse_args(ReportConfig, words).run)

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -122,6 +123,12 @@ def corrected_sample(
     return sample, figures
 
 
+def next_folder(samples: Path) -> Path:
+    """Return the folder after the last of those that have numbers."""
+    numbers = [int(place.name) for place in samples.glob("*") if place.name.isdigit()]
+    return samples / f"{max(numbers, default=0) + 1:03d}"
+
+
 def main(words: Sequence[str]) -> None:
     """Run the command line."""
     if any(word in ("-h", "--help", "help") for word in words):
@@ -129,7 +136,7 @@ def main(words: Sequence[str]) -> None:
         return
     config = parse_args(SampleConfig, words)
     source, run_config, parts = load_run(config.run, config)
-    output = config.output or str(source.path / "samples" / f"{len(list((source.path / 'samples').glob('*'))) + 1:03d}")
+    output = config.output or str(next_folder(source.path / "samples"))
     folder = create_run_folder(config, name="sample", output=output, argv=list(words))
     sample, figures = corrected_sample(config, run_config, parts)
     predictions = parts.properties.predict(sample.crystals)

@@ -27,7 +27,6 @@ from discover.proposals import Proposals
 from discover.ranking import (
     N_HYPOTHESES,
     N_PRIOR,
-    SHIPPED,
     Hypotheses,
     Ranking,
     RankingNetwork,
@@ -57,7 +56,7 @@ class RankingTraining:
     """Everything `python -m discover.train_ranking` can be told."""
 
     data: str = option("", "CSV, folder of CIF files or extxyz file with the crystals")
-    output: str = option(str(SHIPPED), "stem of the files to write")
+    output: str = option("ranking", "stem of the files to write; what ships is discover/pretrained/ranking")
     n_queries: int = option(25000, "crystals whose structure is to be found, at most")
     epochs: int = option(6, "passes over them")
     batch_size: int = option(64, "crystals per step")

@@ -24,7 +24,7 @@ from discover.errors import DataError, main_guard
 from discover.options import option, parse_args
 from discover.structure.fingerprint import pairwise_distances
 from discover.structure.torus import nearest_equivalent, wrap
-from discover.templates import SHIPPED, Templates, assignments, save_templates, templates_of_data
+from discover.templates import Templates, assignments, save_templates, templates_of_data
 from envs.conventions import MAX_LETTERS
 from envs.symmetry import SYMMETRY
 from envs.wyckoff_operations import free_mask, transform_parameters
@@ -42,7 +42,7 @@ class TemplateTraining:
     """Everything `python -m discover.train_templates` can be told."""
 
     data: str = option("", "CSV, folder of CIF files or extxyz file with the crystals")
-    output: str = option(str(SHIPPED), "file to write")
+    output: str = option("templates.npz", "file to write; what ships is discover/pretrained/templates.npz")
     n_workers: int = option(2, "processes that analyse structures")
 
 

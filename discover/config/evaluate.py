@@ -77,7 +77,9 @@ class EvaluateConfig:
         None, "for task=dng: structures of any generator, in order: a folder of CIF files, an extxyz or a CSV file"
     )
     hull: str | None = option(
-        None, "for task=dng: CSV file of formulas and formation energies, or folder with it: adds stability and S.U.N."
+        None,
+        "for task=dng: CSV file of formulas and formation energies, or folder with entries.csv.gz: adds "
+        "stability and S.U.N.",
     )
     n_relax: int = option(500, "for task=dng with a hull: how many of the first structures to relax with CHGNet")
     output: str | None = option(

@@ -100,8 +100,8 @@ class OracleConfig:
     budget: int | None = option(None, "structures to check over all rounds; null: 20 a round")
     hull: str | None = option(
         None,
-        "CSV file of formulas and formation energies, or folder with it; null: energies above hull are relative to "
-        "the hull that the proxies imply, and later rounds learn energies and gaps but not stability",
+        "CSV file of formulas and formation energies, or folder with entries.csv.gz; null: energies above hull are "
+        "relative to the hull that the proxies imply, and later rounds learn energies and gaps but not stability",
     )
     model: str | None = option(None, "path of the matgl model, or module:function for name=callable")
     predicts: str | None = option(

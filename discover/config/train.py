@@ -17,7 +17,7 @@ class TrainConfig:
         "scikit-learn trees in their place, the flow that finds coordinates, or the band gap of relaxed structures",
     )
     data: str = option("", "CSV file in the field's form (material_id, cif, labels), folder of CIF files, extxyz")
-    output: str = option("", "folder for the weights, the configuration and the model card")
+    output: str = option("", "folder for the weights and the configuration")
     epochs: int | None = option(None, "passes over the data; null: the trainer's default")
     batch_size: int | None = option(None, "crystals per step; null: the trainer's default")
     lr: float | None = option(None, "learning rate; null: the trainer's default")

@@ -6,6 +6,7 @@ doi:10.1063/1.4812323), corrected as in Wang et al. 2021 (doi:10.1038/s41598-021
 """
 
 import math
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,11 @@ class Hull:
             )
         table = read_table(path)
         formulas = _column(table, FORMULA_COLUMNS, path).astype(str)
-        energies = pd.to_numeric(_column(table, ENERGY_COLUMNS, path), errors="coerce").to_numpy(dtype=np.float64)
+        given = _column(table, ENERGY_COLUMNS, path)
+        if n_empty := int(given.isna().sum()):
+            print(f"{path}: {n_empty} of {len(table)} rows have no formation energy and are left out", file=sys.stderr)
+            formulas, given = formulas[given.notna()], given[given.notna()]
+        energies = pd.to_numeric(given, errors="coerce").to_numpy(dtype=np.float64)
         broken = np.flatnonzero(~np.isfinite(energies))
         if len(broken):
             raise HullError(f"{path}: row {broken[0]} ({formulas.iloc[broken[0]]}) has no finite formation energy")

@@ -1,5 +1,5 @@
 # ruff: noqa: INP001 - an example that is executed, no package
-"""Parsl on this machine: `engine=parsl engine.config=docs/engines/local.py`."""
+"""Parsl on this machine: `engine.name=parsl engine.config=docs/engines/local.py`."""
 
 from parsl.config import Config
 from parsl.executors import HighThroughputExecutor

@@ -1,5 +1,5 @@
 # ruff: noqa: INP001 - an example that is executed, no package
-"""Parsl on a SLURM cluster: `engine=parsl engine.config=slurm.py` on the login node. Adapt what is in capitals."""
+"""Parsl on a SLURM cluster: `engine.name=parsl engine.config=slurm.py` on the login node. Adapt what is in capitals."""
 
 from parsl.addresses import address_by_interface
 from parsl.config import Config

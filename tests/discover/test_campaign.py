@@ -21,7 +21,7 @@ import yaml
 from pymatgen.core import Structure
 
 from discover import campaign, run, sample
-from discover.campaign import STORE
+from discover.campaign import STORE, check_campaign
 from discover.campaign_records import (
     DFT,
     IMPLIED_HULL,
@@ -34,7 +34,8 @@ from discover.campaign_records import (
 )
 from discover.candidates import key_texts
 from discover.config import LearnConfig, RunConfig
-from discover.errors import ConfigError, RunFolderError, RunPaused
+from discover.engine import EngineError
+from discover.errors import ConfigError, DataError, RunFolderError, RunPaused
 from discover.options import load_yaml, parse_args
 from discover.oracle.base import P_METAL, Label, LabelStatus, sound
 from discover.oracle.callable import CallableOracle
@@ -199,6 +200,25 @@ def test_a_second_potential_is_asked_about_the_finalists_once(
     (oracle_here / "second_oracle.py").write_text("raise RuntimeError\n")
     run.main([f"resume={folder}"])  # what is stored is not asked again
     assert pd.read_csv(folder / "finalists.csv").equals(finalists)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["reference={bad}"], "no column cif"),
+        (["rounds=2", "learn.data={bad}"], "lacks the column"),
+        (["learn.labels={bad}"], "lacks the column"),
+        (["engine.name=parsl", "engine.config={folder}/none.py"], "no Parsl config file|needs Parsl"),
+    ],
+)
+def test_files_that_cannot_be_used_are_refused_before_anything_is_trained(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    bad = tmp_path / "bad.csv"
+    bad.write_text("hello world\n1\n")
+    given = [word.format(bad=bad, folder=tmp_path) for word in words]
+    with pytest.raises((DataError, EngineError), match=message):
+        check_campaign(parse_args(RunConfig, ["reward=stability", *given]))
 
 
 def test_runs_of_one_store_check_different_formulas(oracle_here: Path) -> None:

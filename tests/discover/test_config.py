@@ -28,6 +28,20 @@ def test_the_main_job_takes_one_reward_and_one_target() -> None:
     assert config.tolerance_of(1.34) == pytest.approx(0.25)
 
 
+def test_help_is_given_wherever_words_are_read(capsys) -> None:
+    for word in ("-h", "--help"):
+        with pytest.raises(SystemExit) as ended:
+            parse_args(RunConfig, ["reward=bandgap", word])
+        assert ended.value.code == 0
+        assert "oracle.budget = " in capsys.readouterr().out
+
+
+def test_what_only_the_program_writes_is_not_suggested() -> None:
+    with pytest.raises(ConfigError) as raised:
+        run_config("target=1", "extend=3")
+    assert "extends" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -48,6 +62,7 @@ def test_the_main_job_takes_one_reward_and_one_target() -> None:
         (["target=1", "env=mp21"], "Did you mean mp20?"),
         (["target=1", "wyckoff=maybe"], "takes on or off"),
         (["target=1", "train=3"], "group of settings"),
+        (["target=1", "engine=parsl", "engine.config=a.py"], "engine is a group of settings"),
         (["target=1", "train.lr=0"], "train.lr must be > 0"),
         (["target=1", "train.replay_fraction=0.7", "train.data_fraction=0.7"], "must not exceed 1"),
         (["target=1", "restrict.n_atoms=many"], "takes a range"),

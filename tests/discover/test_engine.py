@@ -162,7 +162,7 @@ def test_settings_are_checked(tmp_path: Path) -> None:
     bad.write_text("config = 3\n")
     settings: list[tuple[Any, int | None, Path | None, str]] = [
         ("slurm", None, None, "local and parsl"),
-        ("local", 1, bad, "engine=parsl"),
+        ("local", 1, bad, "engine.name=parsl"),
         ("local", -1, None, "at least 0"),
         ("parsl", None, None, r"engine\.config"),
         ("parsl", 2, bad, "config file"),

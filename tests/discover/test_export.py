@@ -1,5 +1,7 @@
 """What a run found goes to other programs, and their results come back as labels."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +11,7 @@ from discover import add_results, export, run
 from discover.campaign import open_store
 from discover.dft_results import DftError
 from discover.errors import ConfigError, RunFolderError
+from discover.oracle.base import Label, LabelStatus
 from discover.run_folder import open_run_folder
 
 ORACLE = """
@@ -42,18 +45,50 @@ def test_the_best_become_inputs_and_everything_becomes_a_table(finished: Path, c
     assert "1 of 1 structures" in capsys.readouterr().out
 
 
-def test_results_from_outside_become_labels_once(finished: Path, tmp_path: Path, capsys) -> None:
+def test_a_run_without_its_store_is_not_begun_again(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(finished.parent))
+    folder = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("store.sqlite*"))
+    for more in ([], ["rounds=2", "oracle.budget=4"]):
+        with pytest.raises(RunFolderError, match="are in another store"):
+            run.main([f"resume={folder}", *more])
+
+
+def test_what_has_only_a_number_is_exported_as_it_was_proposed(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    best = export.best_labelled(*open_store(open_run_folder(finished)))
+    numbers = [replace(item, label=replace(item.label, structure=None)) for item in best]
+    monkeypatch.setattr(export, "best_labelled", lambda *_: numbers)
+    export.main([f"run={finished}", "to=poscar", "n=1", f"output={tmp_path / 'inputs'}"])
+    assert "1 of 1 structures" in capsys.readouterr().out
+    assert len(list((tmp_path / "inputs").iterdir())) == 1
+
+
+def test_results_from_outside_become_labels_once_they_are_there(
+    finished: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checked = pd.read_csv(finished / "labels.csv")["candidate_id"].iloc[0]
+    words = [f"run={finished}", f"data={tmp_path}"]
+
+    def oracles() -> list[str]:
+        store, name, _ = open_store(open_run_folder(finished))
+        with store:
+            return store.oracles(name)
+
     (tmp_path / checked).mkdir()
-    (tmp_path / checked / "vasprun.xml").write_text("<modeling></modeling>")
-    for _ in range(2):
-        add_results.main([f"run={finished}", f"data={tmp_path}"])
-    shown = capsys.readouterr().out
-    assert '"failed": 1' in shown
-    assert '"known already": 1' in shown
-    store, name, _ = open_store(open_run_folder(finished))
-    with store:
-        assert store.oracles(name) == ["callable", "dft"]
+    (tmp_path / checked / "vasprun.xml").write_text("<modeling>")  # still running
+    add_results.main(words)
+    assert '"without a result": 1' in capsys.readouterr().out
+    assert oracles() == ["callable"]
+    found = Label(status=LabelStatus.CONVERGED, formation_energy_per_atom=-2.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(add_results, "read_results", lambda *_, **__: {checked: found})
+        for expected in ('"converged": 1', '"known already": 1'):
+            add_results.main(words)
+            assert expected in capsys.readouterr().out
+    assert oracles() == ["callable", "dft"]
     (tmp_path / "zzz").mkdir()
     (tmp_path / "zzz" / "vasprun.xml").write_text("")
     with pytest.raises(DftError, match="not proposed, first zzz"):

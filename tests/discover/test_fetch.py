@@ -3,6 +3,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import pandas as pd
 import pytest
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Composition, Lattice, Structure
 
 from discover import fetch as fetch_module
 from discover.errors import ConfigError, FetchError
 from discover.fetch import FetchConfig, Source, fetch, main, materials_project_rows
+from discover.oracle.hull import Hull
 
 pytestmark = pytest.mark.network
 
@@ -46,6 +48,8 @@ class Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         if parts.path == "/summary/":
             self.answer_summary(parse_qs(parts.query))
+        elif parts.path == "/thermo/":
+            self.answer_energies(parse_qs(parts.query))
         elif parts.path == "/train.csv":
             self.answer(MP20_CSV.encode())
         elif parts.path == "/matbench.json.gz":
@@ -62,6 +66,13 @@ class Handler(BaseHTTPRequestHandler):
         assert query["nsites_max"] == ["20"]
         skip, limit = int(query["_skip"][0]), int(query["_limit"][0])
         page = [summary(i) for i in range(N_SUMMARIES)][skip : skip + limit]
+        self.answer(json.dumps({"data": page}).encode())
+
+    def answer_energies(self, query: dict[str, list[str]]) -> None:
+        assert query["thermo_types"] == ["GGA_GGA+U"]
+        skip, limit = int(query["_skip"][0]), int(query["_limit"][0])
+        energies = [-2.1, None, *[-0.1 * i for i in range(N_SUMMARIES)]][skip : skip + limit]
+        page = [{"formula_pretty": "NaCl", "formation_energy_per_atom": energy} for energy in energies]
         self.answer(json.dumps({"data": page}).encode())
 
     def answer(self, body: bytes, claimed: int | None = None) -> None:
@@ -154,6 +165,18 @@ def test_the_materials_project_is_read_page_by_page(server: str, monkeypatch: py
     assert [row["material_id"] for row in rows] == [f"mp-{i}" for i in range(N_SUMMARIES)]
     assert rows[0]["spacegroup.number"] == 225
     assert Structure.from_str(rows[0]["cif"], fmt="cif").composition.reduced_formula == "NaCl"
+
+
+def test_the_materials_project_comes_with_a_hull_of_all_phases(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MP_API_KEY", KEY)
+    for name, place in (("materials_project_rows", "summary"), ("materials_project_energies", "thermo")):
+        read = getattr(fetch_module, name)
+        monkeypatch.setattr(fetch_module, name, partial(read, url=f"{server}/{place}/"))
+    paths = fetch(FetchConfig(name="materials_project", output=str(tmp_path)))
+    assert [path.name for path in paths] == ["materials_project.csv", "entries.csv.gz"]
+    assert Hull.load(tmp_path / "materials_project").energy(Composition("NaCl")) == pytest.approx(-2.1)
 
 
 @pytest.mark.parametrize(("key", "message"), [("", "MP_API_KEY"), ("wrong", "refuses the key")])

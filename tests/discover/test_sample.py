@@ -1,13 +1,14 @@
 """Restricted sampling against exact enumeration: what masking alone gets wrong, resampling mends."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from discover.candidates import crystal_keys
-from discover.sample import WeightedSample, draw_weighted, resample
+from discover.sample import WeightedSample, draw_weighted, next_folder, resample
 from discover.target import SamplingTarget
 from envs.crystal import CrystalBatch
 from envs.crystal_env import CrystalEnv
@@ -66,3 +67,10 @@ def test_the_effective_share_is_one_for_equal_weights_and_small_for_one_heavy_ro
     heavy = WeightedSample(crystals, torch.zeros(10), torch.tensor([50.0] + [0.0] * 9))
     assert flat.effective_share == 1.0
     assert abs(heavy.effective_share - 0.1) < 1e-6
+
+
+def test_samples_are_numbered_after_the_last_one(tmp_path: Path) -> None:
+    assert next_folder(tmp_path).name == "001"
+    for name in ("002", "mine"):
+        (tmp_path / name).mkdir()
+    assert next_folder(tmp_path).name == "003"

@@ -56,12 +56,15 @@ def test_the_lowest_energy_of_a_formula_counts() -> None:
     assert Hull({"TiO2": -3.0, "Ti2O4": -3.2}).formulas == {"TiO2"}
 
 
-def test_a_file_is_read_and_its_mistakes_are_named(tmp_path) -> None:
+def test_a_file_is_read_and_its_mistakes_are_named(tmp_path, capsys) -> None:
     file = tmp_path / "entries.csv.gz"
     with pytest.raises(HullError, match="no hull file"):
         Hull.load(tmp_path)
     pd.DataFrame({"formula": ["NaCl", "NaN"], "e_form": [-2.0, 0.1]}).to_csv(file, index=False)
     assert Hull.load(tmp_path).formulas == {"NaCl", "NaN"}  # "NaN" is sodium nitride
+    pd.DataFrame({"formula": ["NaCl", "KCl"], "e_form": [-2.0, None]}).to_csv(file, index=False)
+    assert Hull.load(tmp_path).formulas == {"NaCl"}
+    assert "1 of 2 rows have no formation energy" in capsys.readouterr().err
     pd.DataFrame({"formula": ["NaCl"], "energy": [-2.0]}).to_csv(file, index=False)
     with pytest.raises(HullError, match="no column e_form"):
         Hull.load(file)
