@@ -51,7 +51,7 @@ _LABEL = {
 }
 
 
-_ROUND_HEADER = {
+ROUND_HEADER = {
     "round": "round",
     "checked": "checked",
     "failed": "failed",
@@ -314,8 +314,8 @@ def _checked(folder: RunFolder, config: RunConfig) -> list[str]:
     deep = table["formula"][table["e_above_hull"].astype(float) < IMPLAUSIBLE].tolist()
     if deep and config.oracle.hull is not None:
         added += (
-            f" {len(deep)} lie more than {-IMPLAUSIBLE:g} eV/atom below it ({', '.join(dict.fromkeys(deep))}): "
-            "look first for what the hull lacks."
+            f" {len(deep)} of {len(table)} lie more than {-IMPLAUSIBLE:g} eV/atom below the hull, which probably lacks "
+            f"what competes with them: {', '.join(dict.fromkeys(deep))}."
         )
     rule = HitRule.of(config).describe()
     lines = [
@@ -324,10 +324,10 @@ def _checked(folder: RunFolder, config: RunConfig) -> list[str]:
         "",
         f"A hit: {rule}. Failures count as no hit. Energies above hull are against: {hull}.{added}",
         "",
-        "| " + " | ".join(_ROUND_HEADER.values()) + " |",
-        "|---" * len(_ROUND_HEADER) + "|",
+        "| " + " | ".join(ROUND_HEADER.values()) + " |",
+        "|---" * len(ROUND_HEADER) + "|",
     ]
-    cells = [[_round_cell(row[name]) for name in _ROUND_HEADER] for row in rounds.to_dict("records")]
+    cells = [[_round_cell(row[name]) for name in ROUND_HEADER] for row in rounds.to_dict("records")]
     lines += ["| " + " | ".join(row) + " |" for row in cells]
     lines += ["", "The best, by what was measured (`relaxed/`, `labels.csv`, [all checks](finalists.html)):", ""]
     lines += [(folder / f"{FINALISTS}.md").read_text(encoding="utf-8").rstrip()]

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -9,7 +10,7 @@ from discover.candidates import candidate_table, read_candidates, write_candidat
 from discover.config import RewardConfig, RunConfig
 from discover.errors import RunFolderError
 from discover.options import parse_args
-from discover.report import element_shares, main, wanted_property, write_reference, write_report
+from discover.report import ROUND_HEADER, element_shares, main, wanted_property, write_reference, write_report
 from discover.run_folder import RunFolder, create_run_folder
 from discover.structure.base import cif_text
 from discover.structure.random_baseline import RandomCoordinates
@@ -71,6 +72,18 @@ def test_the_command_rebuilds_a_lost_report(folder: RunFolder, capsys: pytest.Ca
     main([f"run={folder.path}"])
     assert (folder / "summary.md").read_text(encoding="utf-8") == first
     assert capsys.readouterr().out.strip().endswith("summary.md")
+
+
+def test_energies_that_a_hull_with_holes_gives_are_named(tmp_path: Path) -> None:
+    words = "1 of 3 lie more than 0.25 eV/atom below the hull, which probably lacks what competes with them: Yb3SN."
+    labels = {"formula": ["NaCl", "Yb3SN", "KCl"], "e_above_hull": [0.02, -0.31, None], "hull": "h", "oracle": "chgnet"}
+    for name, given in (("file", ["oracle.hull=h.csv"]), ("implied", [])):  # a hull that proxies imply has no holes
+        folder = run_with_candidates(tmp_path / name, "target=1.34", *given)
+        folder.write("labels.csv", pd.DataFrame(labels).to_csv(index=False))
+        folder.write("rounds.csv", pd.DataFrame([dict.fromkeys(ROUND_HEADER, 1.0)]).to_csv(index=False))
+        folder.write("finalists.md", "")
+        write_report(folder)
+        assert (words in (folder / "summary.md").read_text()) == bool(given)
 
 
 def test_a_run_without_candidates_says_how_to_get_them(tmp_path: Path) -> None:
