@@ -41,6 +41,7 @@ __all__ = ["Engine", "EngineError", "Limits", "Task", "default_workers", "open_e
 Labels = Generator[tuple[str, Label]]  # may be closed early
 MEMORY_PER_WORKER = 2 * 2**30  # bytes; CHGNet takes 0.5 GiB, a callable oracle may take more
 _WORKER_LOST = ("ManagerLost", "WorkerLost")  # Parsl's exceptions
+_NO_PARSL = "engine.name=parsl needs Parsl: pip install 'crystal-discover[parsl]'"
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def check_parsl(config_file: Path) -> None:
         EngineError: If Parsl is not installed, or there is no such file.
     """
     if importlib.util.find_spec("parsl") is None:
-        raise EngineError("engine.name=parsl needs Parsl: pip install 'crystal-discover[parsl]'")
+        raise EngineError(_NO_PARSL)
     if not config_file.is_file():
         raise EngineError(f"no Parsl config file at {config_file}")
 
@@ -207,10 +208,12 @@ class ParslEngine:
 
     def __init__(self, config_file: Path) -> None:
         check_parsl(config_file)
-        from parsl.concurrent import ParslPoolExecutor  # noqa: PLC0415 - an optional extra
-        from parsl.config import Config  # noqa: PLC0415
-        from parsl.dataflow.dflow import DataFlowKernel  # noqa: PLC0415
-
+        try:
+            from parsl.concurrent import ParslPoolExecutor  # noqa: PLC0415 - an optional extra
+            from parsl.config import Config  # noqa: PLC0415
+            from parsl.dataflow.dflow import DataFlowKernel  # noqa: PLC0415
+        except ImportError as error:  # another version, or a part of it is missing
+            raise EngineError(f"{_NO_PARSL} ({error})") from None
         config = runpy.run_path(str(config_file)).get("config")
         if not isinstance(config, Config):
             raise EngineError(f"{config_file} must define `config`, a parsl.config.Config; docs/engines has examples")
