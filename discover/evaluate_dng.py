@@ -239,6 +239,8 @@ def _against_reference(
     """Return coverage and distances, with those of training rows beside them."""
     target = describe_file(path, reference, n_workers=config.n_workers)
     target = target.select(target.complete)
+    if not len(target):
+        raise DataError(f"{path} has no structure that can be described, so there is nothing to compare with")
     found = describe(sample.structures, n_workers=config.n_workers, name="generated structures")
     figures: Figures = {"n_reference": len(target)}
     figures["generated_against_reference"] = _distances(config, sample.structures, found, target)
@@ -399,11 +401,20 @@ def _from_run(config: EvaluateConfig) -> list[Structure | None]:
 
 
 def _read_structures(path: Path) -> list[Structure | None]:
-    """Return the structures of a CSV, a folder of CIF files or an extxyz file; one that cannot be read is None."""
+    """Return the structures of a CSV, a folder of CIF files or an extxyz file; one that cannot be read is None.
+
+    One with overlapping atoms is not valid, but it has a composition, as in the published protocol.
+
+    Raises:
+        DataError: If the file has no structures.
+    """
     structures: list[Structure | None] = []
-    for text in read_table(path)["cif"].astype(str):
+    table = read_table(path)
+    if "cif" not in table.columns or not len(table):
+        raise DataError(f"{path} has no rows with a column cif, which holds the structures")
+    for text in table["cif"].astype(str):
         try:
-            matrix, coords, numbers = read_cif(text)
+            matrix, coords, numbers = read_cif(text, overlaps=True)
         except DataError:
             structures.append(None)
         else:

@@ -8,6 +8,7 @@ import logging
 import math
 import re
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -39,7 +40,13 @@ _EXTXYZ_SUFFIXES = (".extxyz", ".xyz")
 _CELL_KEYS = tuple(
     f"_cell_{name}" for name in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
 )
-_SYMBOL = re.compile(r"[A-Z][a-z]?")
+#: A line before the atoms of a P1 CIF as pymatgen and `plain_cif` write it; any other line may mean more symmetry.
+_IN_PLAIN_CIF = re.compile(
+    r"""|\#.*|data_.*|loop_|_cell_\S+\s+\S+|_chemical_\S+\s+.+
+    |_symmetry_space_group_name_H-M\s+(['"]?)P\s*1\1|_symmetry_Int_Tables_number\s+1
+    |_symmetry_equiv_pos_(?:site_id|as_xyz)|(?:1\s+)?(['"]?)\s*x\s*,\s*y\s*,\s*z\s*\2""",
+    re.VERBOSE,
+)
 
 
 # --- tables of structures ------------------------------------------------------------------------
@@ -74,7 +81,14 @@ def _read_csv(path: Path) -> pd.DataFrame:
     """Return the CSV; sodium nitride's formula is "NaN", so only an empty field means missing."""
     try:
         return pd.read_csv(path, keep_default_na=False, na_values=[""])
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, EOFError) as error:
+    except (
+        pd.errors.ParserError,
+        pd.errors.EmptyDataError,
+        UnicodeDecodeError,
+        OSError,
+        EOFError,
+        zlib.error,
+    ) as error:
         raise DataError(f"{path} cannot be read as CSV: {error}") from error
 
 
@@ -149,10 +163,16 @@ def plain_cif(lattice_parameters: NDArray[np.float64], frac_coords: NDArray[np.f
 # --- reading one structure -----------------------------------------------------------------------
 
 
-def read_cif(text: str) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+def read_cif(
+    text: str, *, overlaps: bool = False
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Return lattice matrix (3, 3) in Å, fractional coordinates (n_atoms, 3) and atomic numbers of a CIF.
 
     CIFs in P1 as pymatgen writes them are read directly, any other by pymatgen's parser.
+
+    Args:
+        text: The CIF.
+        overlaps: Take atoms that overlap too.
 
     Raises:
         DataError: If the text is not a CIF of an ordered crystal with a volume and with atoms that do not overlap.
@@ -161,12 +181,16 @@ def read_cif(text: str) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArr
         cell = _read_plain_cif(text)
     except (KeyError, ValueError, IndexError, AttributeError):
         cell = _read_any_cif(text)
-    _check_cell(*cell)
+    _check_cell(*cell, overlaps=overlaps)
     return cell
 
 
 def _check_cell(
-    matrix: NDArray[np.float64], frac_coords: NDArray[np.float64], atomic_numbers: NDArray[np.int64]
+    matrix: NDArray[np.float64],
+    frac_coords: NDArray[np.float64],
+    atomic_numbers: NDArray[np.int64],
+    *,
+    overlaps: bool,
 ) -> None:
     if len(atomic_numbers) == 0:
         raise DataError("a cell without atoms")
@@ -174,6 +198,8 @@ def _check_cell(
         raise DataError(f"the cell has no volume (less than {SMALLEST_VOLUME} Å^3)")
     if not np.isfinite(frac_coords).all():
         raise DataError("coordinates that are no finite numbers")
+    if overlaps:
+        return
     distances = Lattice(matrix).get_all_distances(frac_coords, frac_coords)
     np.fill_diagonal(distances, np.inf)
     first, second = np.unravel_index(distances.argmin(), distances.shape)
@@ -189,11 +215,10 @@ def _read_plain_cif(text: str) -> tuple[NDArray[np.float64], NDArray[np.float64]
     lines = [line.strip() for line in text.splitlines()]
     cell = {line.split()[0]: line.split()[1] for line in lines if line.startswith("_cell_")}
     parameters = [float(cell[key]) for key in _CELL_KEYS]
-    operations = [line for line in lines if re.match(r"\d+\s+'", line)]
-    if len(operations) > 1:
-        raise ValueError("not P1")
     start = lines.index("_atom_site_type_symbol")
-    end = next(i for i in range(start, len(lines)) if not lines[i].startswith("_atom_site_"))
+    if not all(_IN_PLAIN_CIF.fullmatch(line) for line in lines[:start]):
+        raise ValueError("perhaps not P1")
+    end = next((i for i in range(start, len(lines)) if not lines[i].startswith("_atom_site_")), len(lines))
     columns = lines[start:end]
     site_of = {
         column: columns.index(f"_atom_site_{column}") for column in ("type_symbol", "fract_x", "fract_y", "fract_z")
@@ -204,8 +229,7 @@ def _read_plain_cif(text: str) -> tuple[NDArray[np.float64], NDArray[np.float64]
     occupancy = columns.index("_atom_site_occupancy")
     if any(float(site[occupancy]) != 1.0 for site in sites):
         raise ValueError("partial occupancy")
-    symbols = [_SYMBOL.match(site[site_of["type_symbol"]]).group() for site in sites]  # type: ignore[union-attr]
-    numbers = np.array([_atomic_number(symbol) for symbol in symbols], dtype=np.int64)
+    numbers = np.array([_atomic_number(site[site_of["type_symbol"]]) for site in sites], dtype=np.int64)
     coords = np.array([[float(site[site_of[f"fract_{axis}"]]) for axis in "xyz"] for site in sites])
     return matrix_from_parameters(np.array(parameters)), coords, numbers
 

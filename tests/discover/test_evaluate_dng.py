@@ -7,7 +7,8 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from discover.config import EvaluateConfig
-from discover.errors import ConfigError
+from discover.errors import ConfigError, DataError, RunFolderError
+from discover.evaluate import evaluate
 from discover.evaluate_dng import evaluate_dng, relaxation_figures, stability_figures, without_nan
 from discover.metrics.stability import Outcomes
 from discover.options import parse_args
@@ -31,6 +32,9 @@ def folder(tmp_path, monkeypatch) -> Path:
     write_table(tmp_path / "reference.csv", [rock_salt(5.64), rock_salt(6.3, "K")])
     write_table(tmp_path / "train.csv", [rock_salt(5.64), rock_salt(6.6, "Rb")])
     pd.DataFrame({"formula": ["NaCl", "KCl"], "e_form": [-2.1, -2.2]}).to_csv(tmp_path / "hull.csv", index=False)
+    write_table(tmp_path / "generated.csv", [rock_salt(5.6), rock_salt(5.7), rock_salt(5.2, "Li")])
+    with (tmp_path / "generated.csv").open("a") as file:
+        file.write("m3,prose,0.0\n")
     overlapping = Structure(Lattice.cubic(4), ["K", "Cl"], [[0, 0, 0], [0.05, 0, 0]])
     generated = {"0": rock_salt(5.6), "1": rock_salt(5.7), "2": rock_salt(5.2, "Li"), "3": overlapping}
     (tmp_path / "generated.extxyz").write_text(extxyz_text(generated))
@@ -47,7 +51,7 @@ def test_structures_of_any_generator_are_judged_from_validity_to_sun(folder) -> 
         EvaluateConfig,
         words(
             folder,
-            f"structures={folder / 'generated.extxyz'}",
+            f"structures={folder / 'generated.csv'}",
             f"train_data={folder / 'train.csv'}",
             f"hull={folder / 'hull.csv'}",
             f"output={folder / 'out'}",
@@ -56,7 +60,7 @@ def test_structures_of_any_generator_are_judged_from_validity_to_sun(folder) -> 
     figures = evaluate_dng(config)
     assert figures["n"] == 4
     assert figures["validity"]["structural"]["rate"] == 0.75
-    assert figures["unique"]["hits"] == 2  # one of two NaCl, LiCl; the overlapping one cannot be read
+    assert figures["unique"]["hits"] == 2  # one of two NaCl, LiCl; the last cannot be read
     assert figures["novel_against_training"]["hits"] == 1
     assert figures["prototype_in_training"]["hits"] == 3
     found = figures["generated_against_reference"]
@@ -74,6 +78,32 @@ def test_structures_of_any_generator_are_judged_from_validity_to_sun(folder) -> 
     table = pd.read_csv(folder / "out" / "relaxed.csv", keep_default_na=False)
     assert table["status"].tolist() == ["converged", "converged", "converged", "failed"]
     assert table["formula"].tolist() == ["NaCl", "NaCl", "LiCl", ""]
+
+
+def test_overlapping_atoms_have_a_composition_and_no_validity(folder) -> None:
+    figures = evaluate_dng(parse_args(EvaluateConfig, words(folder, f"structures={folder / 'generated.extxyz'}")))
+    assert figures["validity"]["without_structure"] == 0
+    assert figures["validity"]["structural"]["hits"] == 3
+    assert figures["validity"]["compositional_cdvae"]["hits"] == 4
+
+
+@pytest.mark.parametrize("content", ["id\n1\n", "material_id,cif\n"])
+def test_a_file_without_structures_is_named(folder, content: str) -> None:
+    (folder / "empty.csv").write_text(content)
+    with pytest.raises(DataError, match="no rows with a column cif"):
+        evaluate_dng(parse_args(EvaluateConfig, words(folder, f"structures={folder / 'empty.csv'}")))
+
+
+def test_a_reference_that_cannot_be_described_is_named(folder) -> None:
+    (folder / "reference.csv").write_text("material_id,cif\na,prose\n")
+    with pytest.raises(DataError, match="nothing to compare with"):
+        evaluate_dng(parse_args(EvaluateConfig, words(folder, f"structures={folder / 'generated.extxyz'}")))
+
+
+def test_where_figures_cannot_be_written_is_said_first(folder) -> None:
+    (folder / "file").write_text("")
+    with pytest.raises(RunFolderError, match="cannot create"):
+        evaluate(parse_args(EvaluateConfig, words(folder, "n=100000", f"output={folder / 'file'}")))
 
 
 def test_rates_come_at_every_hull_and_cost_is_per_hit() -> None:

@@ -1,6 +1,9 @@
 """Structures from CIF folders and extxyz files: good ones come back as they are, bad ones are named."""
 
+import contextlib
 import logging
+import re
+import warnings
 from pathlib import Path
 
 import ase.io
@@ -37,6 +40,41 @@ def test_plain_and_general_reading_of_a_cif_agree() -> None:
         [orbits_of_structure(Structure(Lattice(m), n.tolist(), x)) for m, x, n in [read_cif(symmetric)]]
     )
     assert crystals.wyckoff_strings() == ["Al:12c O:18e"]
+
+
+BARE = str(CifWriter(rock_salt().get_primitive_structure()))
+
+
+def spelled(form: str) -> str:
+    """Return rock salt with its operations, whose number is N and which are R, written in some form."""
+    text = str(CifWriter(rock_salt(), symprec=0.01))
+    if not form:
+        return re.sub(r"loop_\s+_symmetry_equiv_pos_site_id.*?(?=loop_)", "", text, flags=re.DOTALL)
+    if "N" not in form:
+        text = text.replace(" _symmetry_equiv_pos_site_id\n", "")
+    return re.sub(r"(\d+)  '(.*)'", lambda m: form.replace("N", m[1]).replace("R", m[2].replace(" ", "")), text)
+
+
+@pytest.mark.parametrize("text", [spelled(form) for form in ("N 'R'", 'N "R"', "N R", "'R'", '"R"', "R", "")])
+def test_symmetry_is_read_in_every_spelling(text: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = Structure.from_str(text, fmt="cif")
+    _, _, numbers = read_cif(text)
+    assert sorted(numbers.tolist()) == sorted(site.specie.Z for site in expected)
+    assert len(numbers) == 8
+
+
+def test_symbols_in_capitals_are_not_cut() -> None:
+    text = BARE.replace("Na  Na", "NA  Na").replace("Cl  Cl", "CL  Cl")
+    assert text != BARE
+    assert sorted(read_cif(text)[2].tolist()) == [11, 17]
+
+
+def test_a_cif_that_was_cut_anywhere_is_read_or_refused() -> None:
+    for end in range(0, len(BARE), 7):
+        with contextlib.suppress(DataError):
+            read_cif(BARE[:end])
 
 
 def test_lattice_matrix_has_the_parameters_it_was_made_from() -> None:
