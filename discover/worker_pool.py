@@ -24,9 +24,15 @@ class WorkersError(ValueError):
 
 @dataclass(frozen=True)
 class TaskFailure:
-    """A task without a result, and why."""
+    """A task without a result, and why.
+
+    Args:
+        reason: What happened.
+        may_pass: Whether it happened to the worker, which another time may come to its end.
+    """
 
     reason: str
+    may_pass: bool = False
 
 
 def map_in_workers(
@@ -98,9 +104,10 @@ def _outcome(result: Callable[[], Result], time_limit: float | None) -> Result |
     try:
         return result()
     except TaskTimeoutError:
-        return TaskFailure(f"killed after {time_limit:g} s" if time_limit is not None else "timed out")
+        reason = f"killed after {time_limit:g} s" if time_limit is not None else "timed out"
+        return TaskFailure(reason, may_pass=True)
     except ProcessExpired as error:
-        return TaskFailure(f"the worker process died with exit code {error.exitcode}")
+        return TaskFailure(f"the worker process died with exit code {error.exitcode}", may_pass=True)
     except Exception as error:  # noqa: BLE001 - libraries raise many kinds
         first_line = (str(error).splitlines() or [""])[0]
         return TaskFailure(f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__)

@@ -18,6 +18,7 @@ from scipy.spatial.distance import cdist
 
 STRUCTURE_CUTOFF = 0.4
 COMPOSITION_CUTOFF = 10.0
+_ROUNDING = 1e-9  # of a standard deviation, relative to the mean
 _ROWS = 512  # of the generated crystals compared at once, bounds memory
 
 Array = NDArray[np.float64]
@@ -46,7 +47,8 @@ def nearest_distances(
     """
     known = _has_fingerprint(reference_structure, reference_composition)
     scale = reference_composition[known].std(axis=0)
-    scale[scale == 0] = 1.0  # a property that does not vary over the reference
+    size = np.maximum(1.0, np.abs(reference_composition[known].mean(axis=0)))
+    scale[scale <= _ROUNDING * size] = 1.0  # a property that does not vary over the reference
     has = _has_fingerprint(structure, composition)
     by_structure = _nearest(structure, reference_structure, has, known)
     by_composition = _nearest(composition / scale, reference_composition / scale, has, known)

@@ -27,7 +27,7 @@ from discover.worker_pool import TaskFailure, map_in_workers
 logger = logging.getLogger(__name__)
 
 SYMPREC = 0.1  # Å; what the Materials Project and the published distances use
-DESCRIPTION_VERSION = 1  # part of the cache key: raise it when descriptions change
+DESCRIPTION_VERSION = 2  # part of the cache key: raise it when descriptions change
 _TIME_LIMIT = 60.0  # s per structure
 _MIN_FOR_POOL = 200  # starting workers takes longer than fewer structures
 
@@ -60,6 +60,13 @@ def describe(
     structures: Sequence[Structure | None], *, n_workers: int = 2, progress: bool = True, name: str = "structures"
 ) -> Descriptions:
     """Return the description of every structure, in order; None, and one that CrystalNN cannot read, give NaN."""
+    return _describe(structures, n_workers=n_workers, progress=progress, name=name)[0]
+
+
+def _describe(
+    structures: Sequence[Structure | None], *, n_workers: int, progress: bool, name: str
+) -> tuple[Descriptions, bool]:
+    """Return the descriptions, and whether another try would give the same."""
     present = {row: structure for row, structure in enumerate(structures) if structure is not None}
     results = map_in_workers(
         _describe_one,
@@ -83,7 +90,8 @@ def describe(
         listed = "\n".join(failures[:5])
         logger.warning("%d of %d %s have no fingerprint, first:\n%s", len(failures), n, name, listed)
     structure, composition, rest = np.split(table, [N_STRUCTURE_FEATURES, width - 3], axis=1)
-    return Descriptions(structure, composition, *rest.T)
+    is_final = not any(isinstance(result, TaskFailure) and result.may_pass for result in results)
+    return Descriptions(structure, composition, *rest.T), is_final
 
 
 def describe_file(
@@ -96,6 +104,8 @@ def describe_file(
 ) -> Descriptions:
     """Return the descriptions of structures of a data file, from the cache if they were computed before.
 
+    They are not kept where a worker was killed, as on a busy machine: another time it may come to its end.
+
     Args:
         path: The file or folder that the structures were read from; its content is the cache's key.
         structures: Structures of the file.
@@ -107,7 +117,9 @@ def describe_file(
     if kept.is_file():
         with np.load(kept, allow_pickle=False) as stored:
             return Descriptions(**{field.name: stored[field.name] for field in fields(Descriptions)})
-    found = describe(structures, n_workers=n_workers, progress=progress, name=path.name)
+    found, is_final = _describe(structures, n_workers=n_workers, progress=progress, name=path.name)
+    if not is_final:
+        return found
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **{f.name: getattr(found, f.name) for f in fields(found)})
     try:

@@ -20,8 +20,8 @@ def test_a_task_that_hangs_dies_or_raises_costs_only_itself() -> None:
     tasks = ["a", "hang", "die", "raise", "b"]
     found = map_in_workers(behave, tasks, n_workers=2, time_limit=3.0, progress=False)
     assert [found[0], found[4]] == ["A", "B"]
-    assert found[1] == TaskFailure("killed after 3 s")
-    assert found[2] == TaskFailure("the worker process died with exit code 7")
+    assert found[1] == TaskFailure("killed after 3 s", may_pass=True)
+    assert found[2] == TaskFailure("the worker process died with exit code 7", may_pass=True)
     assert found[3] == TaskFailure("ValueError: no such crystal")
 
 

@@ -47,3 +47,10 @@ def test_distances_do_not_depend_on_the_size_of_the_chunks(monkeypatch) -> None:
     parts = nearest_distances(*sets)
     np.testing.assert_allclose(parts.structure_of_reference, whole.structure_of_reference)
     np.testing.assert_allclose(parts.composition_of_generated, whole.composition_of_generated)
+
+
+def test_a_property_that_varies_by_rounding_alone_is_no_scale() -> None:
+    structure = np.zeros((4, 2))
+    composition = np.array([[3.44, 0.0], [3.44 + 4e-16, 1.0], [3.44, 2.0], [3.44 - 4e-16, 3.0]])
+    distances = nearest_distances(structure[:1], np.array([[3.98, 0.0]]), structure, composition)
+    assert distances.composition_of_generated[0] == pytest.approx(0.54)

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from discover.metrics import description
 from discover.metrics.description import describe, describe_file
+from discover.worker_pool import TaskFailure
 
 ROCK_SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 
@@ -25,3 +27,13 @@ def test_descriptions_of_a_file_are_kept_and_belong_to_its_content(tmp_path, mon
     file.write_text("two")
     assert len(describe_file(file, [], n_workers=0)) == 0
     assert len(describe_file(file, [None], selection="others", n_workers=0)) == 1
+
+
+@pytest.mark.parametrize("may_pass", [True, False])
+def test_what_was_killed_is_tried_again_and_what_cannot_be_read_is_not(tmp_path, monkeypatch, may_pass: bool) -> None:
+    monkeypatch.setenv("CRYSTAL_DISCOVER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data.csv").write_text("one")
+    with monkeypatch.context() as patched:
+        patched.setattr(description, "map_in_workers", lambda *_, **__: [TaskFailure("x", may_pass=may_pass)])
+        assert not describe_file(tmp_path / "data.csv", [ROCK_SALT]).complete.any()
+    assert describe_file(tmp_path / "data.csv", [ROCK_SALT], n_workers=0).complete.all() == may_pass
