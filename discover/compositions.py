@@ -10,7 +10,7 @@ from difflib import get_close_matches
 import torch
 from pymatgen.core import Composition, Element
 
-from discover.formula_units import MAX_ATOMS, probabilities
+from discover.formula_units import probabilities
 from discover.oxidation import assign
 from envs.assignment import possible_space_groups
 from envs.crystal import MAX_ATOMIC_NUMBER, CrystalBatch
@@ -149,15 +149,18 @@ def _whole_formula(amounts: Composition) -> str:
 def _formula_unit(counts: Mapping[str, int]) -> tuple[str, dict[str, int], int]:
     """Return formula, atoms of one formula unit, and how many units were written.
 
-    The unit is pymatgen's, which keeps Na2O2 and Cl2 whole; NaO and Cl, which it would double, stay as written.
+    The unit is pymatgen's, which keeps Na2O2 and Cl2 whole; where that is no whole part of what is written, as of NaO,
+    Cl and N5, it is the smallest one, NaO, Cl and N.
     """
     composition = Composition(counts)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pymatgen warns that helium and neon have no electronegativity
         formula, factor = composition.get_reduced_formula_and_factor()
-    if factor < 1:
-        formula, factor = "".join(f"{symbol}{count if count > 1 else ''}" for symbol, count in counts.items()), 1
     units = int(factor)
+    if factor != units:
+        units = math.gcd(*counts.values())
+        smallest = {symbol: count // units for symbol, count in counts.items()}
+        formula = "".join(f"{symbol}{count if count > 1 else ''}" for symbol, count in smallest.items())
     return formula, {symbol: count // units for symbol, count in counts.items()}, units
 
 
@@ -219,8 +222,3 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             parts.append([number])
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
-
-
-def is_larger_than_seen(query: CompositionQuery) -> bool:
-    """Return whether a cell of the query has more atoms than the shipped models saw in training."""
-    return query.largest > MAX_ATOMS

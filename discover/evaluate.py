@@ -18,6 +18,7 @@ from discover.evaluate_sampler import evaluate_sampler
 from discover.options import help_text, parse_args
 from discover.oracle.band_gap import GapModel
 from discover.oracle.train_band_gap import evaluate_band_gap
+from discover.run_folder import make_folder
 from discover.train_prior import CHEMISTRIES, evaluate_prior
 from policies.pretrained import SHIPPED, Prior, load_policy
 from proxies import load_ensemble, load_pretrained
@@ -31,7 +32,13 @@ USAGE = (
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Return the figures that a configuration asks for."""
+    """Return the figures that a configuration asks for.
+
+    Raises:
+        RunFolderError: If they cannot be written where it says.
+    """
+    if config.output is not None:
+        make_folder(Path(config.output))  # said before anything slow
     if config.task == "sampler":
         return evaluate_sampler(config)
     if config.task == "csp":

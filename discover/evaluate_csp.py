@@ -135,7 +135,8 @@ def read_targets(path: Path | str, n: int, seed: int, *, n_workers: int = 2) -> 
     table = read_table(path)
     chosen = table.iloc[np.random.default_rng(seed).permutation(len(table))[:n]]
     prepared = prepare_table(chosen, n_workers=n_workers, name=f"{len(chosen)} rows of {path.name}")
-    cifs = dict(zip(chosen["material_id"].astype(str), chosen["cif"], strict=True))
+    once = chosen[~chosen["material_id"].astype(str).duplicated()]  # as preparation takes them
+    cifs = dict(zip(once["material_id"].astype(str), once["cif"], strict=True))
     structures = tuple(_read_structure(cifs[name]) for name in prepared.ids)
     return Targets(prepared, structures, len(chosen) - len(structures))
 
@@ -183,7 +184,7 @@ def figures_at(matches: Matches, k: int) -> dict[str, float | Interval | None]:
         "rmse": _number(rmse(matches.rms, k)),
         "rmse_filtered": _number(rmse(matches.rms_filtered, k)),
         "rmse_all": rmse_all(matches.rms, k),
-        "rmse_all_interval": bootstrap_interval(penalised_rms(matches.rms, k)),
+        "rmse_all_interval": _known(bootstrap_interval(penalised_rms(matches.rms, k))),
         "metre": metre(matches.rms_of_anyone, k),
     }
 
@@ -233,6 +234,10 @@ def _read_structure(cif: str) -> Structure:
 def _number(value: float) -> float | None:
     """Return a figure as JSON can hold it; there is no mean of nothing."""
     return None if math.isnan(value) else value
+
+
+def _known(interval: Interval) -> Interval | None:
+    return None if any(math.isnan(end) for end in interval) else interval
 
 
 def _n_made(row: Sequence[Structure | None]) -> int:

@@ -40,7 +40,7 @@ from discover.ranking import (
     of_prior,
     propose_templates,
 )
-from discover.run_folder import RunFolder, create_run_folder
+from discover.run_folder import RunFolder, check_new_folder, create_run_folder
 from discover.structure.base import NO_COORDINATES, StructureGenerator, with_lattices
 from discover.structure.flow_matching import FlowMatching
 from discover.structure.orbits import to_structures
@@ -147,11 +147,13 @@ class Sources:
 def repeats_of_rigid(proposals: Proposals) -> Tensor:
     """Return (m,) bool: given structures without free parameters that an earlier one of the composition equals.
 
-    They have the same letters up to equivalence, and ratios of cell lengths within about two per cent.
+    They have the same letters up to equivalence, and ratios of cell lengths and angles within about two per cent.
     """
     crystals = proposals.crystals
-    ratios = (crystals.lattice_parameters[:, 1:3] / crystals.lattice_parameters[:, :1]).log().div(0.04).round().long()
-    table = torch.cat([proposals.query[:, None], arrangement_keys(crystals)[:, None], ratios], dim=1)
+    cells = crystals.lattice_parameters
+    ratios = (cells[:, 1:3] / cells[:, :1]).log().div(0.04).round().long()
+    angles = cells[:, 3:].deg2rad().div(0.04).round().long()
+    table = torch.cat([proposals.query[:, None], arrangement_keys(crystals)[:, None], ratios, angles], dim=1)
     repeated = torch.tensor(pd.DataFrame(table.numpy()).duplicated().tolist(), dtype=torch.bool)
     return repeated & is_rigid(crystals.space_group, crystals.letters) & proposals.has_coordinates
 
@@ -413,6 +415,8 @@ def run(config: PredictConfig, argv: Sequence[str]) -> tuple[RunFolder, pd.DataF
         space_group=config.space_group,
         chemistry=config.chemistry,
     )
+    if config.output is not None:
+        check_new_folder(Path(config.output))  # said before anything slow
     sources = Sources.load(config.source, None if config.templates is None else Path(config.templates))
     properties = build_properties(config.proxies)
     generator = careful_generator(config.structure, config.flow, n_draws=config.draws, pick=config.pick)

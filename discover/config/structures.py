@@ -82,7 +82,15 @@ class PredictConfig:
         )
         require(self.relax_steps is None or self.relax_steps >= 0, f"relax_steps must be >= 0, got {self.relax_steps}")
         require(self.n_workers >= 0, f"n_workers must be >= 0, got {self.n_workers}")
+        require(
+            self.rank == "chgnet" or self.n_workers == default_of(self, "n_workers"),
+            "n_workers relax for rank=chgnet; drop it or rank so",
+        )
         require(self.structure == "flow" or self.flow is None, "flow=DIR applies to structure=flow; drop one of them")
+        require(
+            self.source != "templates" or (self.structure == "flow" and self.flow is None),
+            "structure and flow find coordinates, and those of source=templates are known; drop them",
+        )
         require(
             (self.structure == "flow" and self.source != "templates") or self.draws == default_of(self, "draws"),
             "draws is of structure=flow and of sources that need coordinates; drop it",

@@ -3,7 +3,8 @@
 import pytest
 from pymatgen.core import Composition
 
-from discover.compositions import CompositionError, is_larger_than_seen, parse_formula, ranges, read_query
+from discover.compositions import CompositionError, parse_formula, ranges, read_query
+from discover.formula_units import MAX_ATOMS
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,6 @@ def test_a_reduced_formula_tries_every_cell_of_up_to_20_atoms() -> None:
     assert sum(query.shares.values()) == pytest.approx(1.0)
     assert max(query.shares, key=query.shares.__getitem__) == 2  # rutile's
     assert query.cell(2) == {"Ti": 2, "O": 4}
-    assert not is_larger_than_seen(query)
 
 
 def test_any_other_formula_is_the_cell_itself() -> None:
@@ -79,9 +79,16 @@ def test_peroxides_and_molecules_keep_their_formula() -> None:
     assert read_query("Cl2").cell(2) == {"Cl": 4}
 
 
+@pytest.mark.parametrize(("text", "formula", "units"), [("N5", "N", 5), ("O3", "O", 3), ("Na5O5", "NaO", 5)])
+def test_nothing_is_lost_of_what_is_no_multiple_of_a_molecule(text: str, formula: str, units: int) -> None:
+    query = read_query(text)
+    assert (query.formula, query.shares) == (formula, {units: 1.0})
+    assert query.cell(units) == dict(parse_formula(text))
+
+
 def test_cells_larger_than_the_training_data_are_allowed_and_known() -> None:
-    assert is_larger_than_seen(read_query("CuSO4·5H2O"))
-    assert is_larger_than_seen(read_query("TiO2", n_formula_units=7))
+    assert read_query("CuSO4·5H2O").largest > MAX_ATOMS
+    assert read_query("TiO2", n_formula_units=7).largest > MAX_ATOMS
 
 
 @pytest.mark.parametrize("text", ["Ti3O2", "Fe", "Fe3O4"])

@@ -89,6 +89,24 @@ def test_truth_is_the_structure_of_its_own_row(evaluated) -> None:
         assert structure.composition.reduced_formula == built.composition.reduced_formula
 
 
+def test_of_rows_with_one_id_the_same_one_is_asked_and_answered(tmp_path: Path) -> None:
+    builds = (rock_salt, rutile, diamond)
+    table = pd.DataFrame({"material_id": ["a", "b", "a"], "cif": [str(CifWriter(build())) for build in builds]})
+    table.to_csv(tmp_path / "twice.csv", index=False)
+    for seed in range(4):
+        targets = read_targets(tmp_path / "twice.csv", 3, seed)
+        assert targets.n_skipped == 1
+        for formula, structure in zip(targets.prepared.formulas, targets.structures, strict=True):
+            assert structure.composition.reduced_formula == formula
+
+
+def test_figures_of_one_material_are_json(csv) -> None:
+    targets = read_targets(csv, 1, 0)
+    outcome = predict_targets(targets, textbook_predictor, k=1, given="composition", seed=0)
+    matches = match_predictions(outcome.predictions, targets.structures, n_workers=0)
+    json.dumps(figures(matches, outcome, 1), allow_nan=False)
+
+
 def test_a_predictor_sees_neither_lattice_nor_coordinates(evaluated) -> None:
     targets: Targets = evaluated[0]
     composition, wyckoff = (targets.queries(slice(0, 7), given) for given in ("composition", "wyckoff"))

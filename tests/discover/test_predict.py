@@ -234,7 +234,7 @@ def test_energies_put_the_lowest_first_and_what_has_none_last(monkeypatch) -> No
 @pytest.mark.slow
 def test_chgnet_prefers_the_structure_that_nature_does(folder: Path, tmp_path: Path, capsys) -> None:
     words = ["composition=MgO", "n_formula_units=1", "source=templates", f"templates={folder}", "rank=chgnet"]
-    command.main([*words, "relax_steps=3", "n_workers=0", f"output={tmp_path / 'run'}", "structure=random"])
+    command.main([*words, "relax_steps=3", "n_workers=0", f"output={tmp_path / 'run'}"])
     table = pd.read_csv(tmp_path / "run" / command.CSV, keep_default_na=False)
     assert table[Column.SPACE_GROUP].tolist() == [225]
     assert float(table[PredictionColumn.ENERGY].iloc[0]) == pytest.approx(-6.32, abs=0.1)  # MP2020: -5.98 - 0.34
@@ -242,7 +242,7 @@ def test_chgnet_prefers_the_structure_that_nature_does(folder: Path, tmp_path: P
 
 
 def test_the_command_writes_structures_by_rank_and_a_table(folder: Path, tmp_path: Path, capsys) -> None:
-    words = ["composition=ZrO2", "source=templates", f"templates={folder}", "structure=random"]
+    words = ["composition=ZrO2", "source=templates", f"templates={folder}"]
     command.main([*words, f"output={tmp_path / 'run'}"])
     table = pd.read_csv(tmp_path / "run" / command.CSV, keep_default_na=False)
     assert table[PredictionColumn.RANK].tolist() == [1, 2]
@@ -261,7 +261,7 @@ def test_the_command_writes_structures_by_rank_and_a_table(folder: Path, tmp_pat
 
 def test_a_composition_without_any_prototype_says_what_to_do(folder: Path) -> None:
     with pytest.raises(CompositionError, match=r"no known prototype is like Ti7O11 .*source=generator"):
-        command.main(["composition=Ti7O11", "source=templates", f"templates={folder}", "structure=random"])
+        command.main(["composition=Ti7O11", "source=templates", f"templates={folder}"])
 
 
 @pytest.mark.parametrize(
@@ -286,6 +286,8 @@ def test_a_composition_without_any_prototype_says_what_to_do(folder: Path) -> No
         (["composition=TiO2", "draws=1", "structure=random"], "draws is of structure=flow"),
         (["composition=TiO2", "draws=1", "source=templates"], "draws is of structure=flow"),
         (["composition=TiO2", "pick=agreement", "source=templates"], "pick is of structure=flow"),
+        (["composition=TiO2", "structure=random", "source=templates"], "those of source=templates are known"),
+        (["composition=TiO2", "n_workers=1"], "n_workers relax for rank=chgnet"),
         (["composition=TiO2", "rank=dft"], "rank takes one of model, chgnet"),
     ],
 )
