@@ -45,7 +45,7 @@ USAGE = "python -m discover.generate n=1000 ['restrict.elements=[Fe,O]'] [output
 KEPT = "kept"  # column of the table: which structure is, the crystal's own or one that `discover.predict` added
 ENERGY = "chgnet_formation_energy_per_atom"  # eV/atom of that structure as it is, by CHGNet
 FAILURE = "failure"  # column of the table: why a row has no structure, empty where it has one
-_BATCH = 1000  # the first crystals of a longer run with the same seed are those of a shorter one
+_BATCH = 1000  # crystals drawn at once, or as many as are asked for
 Letters = Literal["composition", "likeliest", "prior"]
 
 

@@ -16,7 +16,7 @@ from ase.data import covalent_radii
 from numpy.typing import ArrayLike
 from pymatgen.core import Structure
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from discover.structure.base import StructureError
@@ -30,6 +30,7 @@ from envs.lattice import IS_FREE, lattice_matrix
 from envs.symmetry import SYMMETRY
 from envs.wyckoff_operations import is_rigid
 from policies.errors import CheckpointError
+from policies.storage import save_weights
 
 SHIPPED = Path(__file__).parent / "pretrained" / "flow"
 LatticeMode = Literal["fixed", "refine", "free"]
@@ -258,7 +259,7 @@ def save_flow(stem: Path, network: OrbitFormer, scale: LatticeScale, about: dict
     stem.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"network.{name}": value.contiguous() for name, value in network.state_dict().items()}
     tensors |= {"scale.mean": scale.mean, "scale.std": scale.std}
-    save_file(tensors, f"{stem}.safetensors")
+    save_weights(Path(f"{stem}.safetensors"), tensors)
     content = {"kind": "flow", "config": asdict(network.config), **about}
     stem.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n")
 

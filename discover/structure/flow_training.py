@@ -163,8 +163,8 @@ class FlowTrainer:
     ) -> None:
         self.data, self.held_out, self.settings, self.folder = data, held_out, settings, folder
         self.device = torch.device(device)
-        processes = join_processes(self.device)
-        self.rank, self.world = processes.rank, processes.world
+        self.processes = join_processes(self.device)
+        self.rank, self.world = self.processes.rank, self.processes.world
         torch.manual_seed(settings.seed)
         self.network = OrbitFormer(settings.network, descriptors).to(self.device)
         self.scale = LatticeScale.fit(data) if start is None else start[1]
@@ -204,7 +204,7 @@ class FlowTrainer:
                 tick = time.monotonic()
                 losses = self._train_step(rows)
                 sums += torch.tensor([*losses, 1.0])
-                self.seconds += time.monotonic() - tick
+                self.seconds += self._for_all(time.monotonic() - tick)
                 if on_step is not None:
                     on_step(losses[0])
                 if self.rank == 0 and time.monotonic() - saved > _CHECKPOINT_SECONDS:
@@ -218,6 +218,13 @@ class FlowTrainer:
         if self.rank == 0:
             self.save()
         self.network.load_state_dict(self.averaged_weights())
+
+    def _for_all(self, seconds: float) -> float:
+        """Return the time of the first process, whose clock counts for all: they step alike and stop together."""
+        if self.settings.minutes is None:
+            return seconds
+        own = torch.tensor([seconds if self.rank == 0 else 0.0], dtype=torch.float32, device=self.device)
+        return float(self.processes.total(own))
 
     def averaged_weights(self) -> dict[str, Tensor]:
         """Return the averaged weights, on the CPU, under their own names."""

@@ -68,6 +68,8 @@ def to_structures(crystals: CrystalBatch, parameters: Tensor, *, primitive: bool
 
 
 def _structure(matrix: NDArray[np.float64], numbers: NDArray[np.int64], coords: NDArray[np.float64]) -> Structure:
-    order = np.argsort([Element.from_Z(int(z)).X for z in numbers], kind="stable")
+    # By number too, since elements of equal electronegativity would mix and a POSCAR name them several times.
+    electronegativity = np.array([Element.from_Z(int(z)).X for z in numbers])
+    order = np.lexsort((numbers, electronegativity))
     species = [Element.from_Z(int(numbers[i])) for i in order]
     return Structure(Lattice(matrix), species, coords[order] % 1.0)

@@ -139,7 +139,8 @@ def test_the_training_core_imports_torch_and_numpy_only() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", ["epochs=2", "epochs=10_000, minutes=0.03"])
+def test_two_processes_train_together(tmp_path: Path, length: str) -> None:
     repeated(8).save(tmp_path / "data.npz")
     script = tmp_path / "train.py"
     script.write_text(
@@ -151,7 +152,7 @@ def test_two_processes_train_together(tmp_path: Path) -> None:
         "folder = Path(sys.argv[1])\n"
         "data = OrbitBatch.load(folder / 'data.npz')\n"
         "network = FlowConfig(width=16, n_layers=1, n_heads=2, pair_width=8, n_descriptors=2)\n"
-        "settings = FlowTraining(epochs=2, batch_size=6, network=network)\n"
+        f"settings = FlowTraining({length}, batch_size=6, network=network)\n"
         "run = FlowTrainer(data, data, settings, torch.zeros(119, 2), folder / str('out'))\n"
         "run.run()\n"
         "total = sum(float(p.sum()) for p in run.network.parameters())\n"

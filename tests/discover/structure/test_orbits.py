@@ -1,8 +1,11 @@
 """Crystals with parameters and pymatgen structures are the same thing."""
 
+import itertools
+
 import pytest
 import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Lattice, Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from discover.data import batch_orbits, orbits_of_structure
@@ -37,3 +40,14 @@ def test_a_structure_gives_back_its_crystal_and_parameters() -> None:
     matcher = StructureMatcher(ltol=0.01, stol=0.01, angle_tol=0.5)
     assert all(matcher.fit(*pair) for pair in zip(structures, to_structures(again, found), strict=True))
     assert torch.equal(again.space_group, crystals.space_group)
+
+
+def test_elements_of_equal_electronegativity_stay_together() -> None:
+    structure = Structure.from_spacegroup(
+        "Pm-3m", Lattice.cubic(5.5), ["K", "Rb", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0]]
+    )
+    for orders in itertools.permutations(range(3)):
+        sites = [site for place in orders for site in structure if site.specie.symbol == ("K", "Rb", "Cl")[place]]
+        crystals, parameters = batch_orbits([orbits_of_structure(Structure.from_sites(sites))])
+        (built,) = to_structures(crystals, parameters)
+        assert [symbol for symbol, _ in itertools.groupby(site.specie.symbol for site in built)] == ["K", "Rb", "Cl"]
