@@ -11,6 +11,7 @@ Jain et al. 2013 (10.1063/1.4812323).
 import csv
 import gzip
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -34,6 +35,7 @@ from discover.run_folder import write_atomic
 _TIMEOUT = 60.0  # seconds without an answer
 _BLOCK = 1 << 20
 _PAGE = 1000  # rows a request of the Materials Project
+_TRIES = 3  # of a page whose connection breaks off
 _HEADERS = {"User-Agent": "crystal-discover"}  # some servers refuse Python's own name
 _KEY_VARIABLE = "MP_API_KEY"
 
@@ -139,6 +141,8 @@ def fetch(config: FetchConfig) -> list[Path]:
     if config.name == "materials_project":
         path, hull = folder / "materials_project.csv", folder / ENTRIES
         key = os.environ.get(_KEY_VARIABLE, "")
+        if path.exists() and config.max_atoms is not None:
+            raise FetchError(f"{path} is there already, of whatever size it was fetched; delete it to use max_atoms")
         if not path.exists():
             write_atomic(path, _csv_text(materials_project_rows(key, config.max_atoms or 20), _COLUMNS))
         if not hull.exists():
@@ -163,10 +167,13 @@ def download(source: Source, path: Path) -> bytes:
     with _open(source.url, path) as response:
         total = int(response.headers.get("Content-Length") or 0)
         blocks = []
-        with tqdm(total=total or None, desc=source.file, unit="B", unit_scale=True) as bar:
-            while block := response.read(_BLOCK):
-                blocks.append(block)
-                bar.update(len(block))
+        try:
+            with tqdm(total=total or None, desc=source.file, unit="B", unit_scale=True) as bar:
+                while block := response.read(_BLOCK):
+                    blocks.append(block)
+                    bar.update(len(block))
+        except (http.client.HTTPException, ConnectionError) as error:
+            raise FetchError(f"{source.url} broke off ({error!r}); try again") from error
     content = b"".join(blocks)
     if total and len(content) != total:
         raise FetchError(f"{source.url} broke off after {len(content)} of {total} bytes; try again")
@@ -218,13 +225,25 @@ def _entries(key: str, url: str, query: Mapping[str, Any], unit: str) -> Iterato
         skip = 0
         while True:
             asked = urllib.parse.urlencode({**query, "_limit": _PAGE, "_skip": skip})
-            with _open(f"{url}?{asked}", Path("data"), {"X-API-KEY": key}) as response:
-                page = json.load(response).get("data", [])
+            page = _page(f"{url}?{asked}", key)
             yield from page
             bar.update(len(page))
             skip += len(page)
             if len(page) < _PAGE:
                 return
+
+
+def _page(url: str, key: str) -> Any:
+    """Return one page of entries; a connection that breaks off is tried again a few times."""
+    for left in reversed(range(_TRIES)):
+        try:
+            with _open(url, Path("data"), {"X-API-KEY": key}) as response:
+                return json.load(response).get("data", [])
+        except (http.client.HTTPException, ConnectionError, json.JSONDecodeError) as error:
+            if not left:
+                where = url.partition("?")[0]
+                raise FetchError(f"{where} broke off {_TRIES} times ({error!r}); try again later") from error
+    raise AssertionError  # the last try returns or raises
 
 
 def _summary_row(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from discover.data import prepare
-from discover.errors import main_guard
+from discover.errors import DataError, main_guard
 from discover.options import help_text, option, parse_args
 from discover.run_folder import write_atomic
 
@@ -40,7 +40,7 @@ class FormulaUnitsConfig:
     """Everything `python -m discover.formula_units` can be told."""
 
     data: str = option("", "CSV file with structures and e_above_hull")
-    output: str = option(str(SHIPPED), "file to write")
+    output: str = option(SHIPPED.name, "file to write; what ships is not touched")
 
 
 def kind_of(counts: Sequence[int]) -> tuple[str, int]:
@@ -100,6 +100,11 @@ def main(words: Sequence[str]) -> None:
     config = parse_args(FormulaUnitsConfig, words)
     data = prepare(config.data)
     rows = (data.labels["e_above_hull"] < MAX_E_ABOVE_HULL) & (data.crystals.n_atoms <= MAX_ATOMS)
+    if not bool(rows.any()):
+        raise DataError(
+            f"{config.data} has no material below {MAX_E_ABOVE_HULL} eV/atom above the hull (column e_above_hull) with "
+            f"up to {MAX_ATOMS} atoms, so there is nothing to count"
+        )
     by_kind, by_atoms = count_formula_units(data.crystals.composition[rows])
     content: dict[str, Any] = {
         "source": (

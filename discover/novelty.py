@@ -33,7 +33,7 @@ class FingerprintConfig:
     """Everything `python -m discover.novelty` can be told."""
 
     data: str = option("", "CSV file with a column pretty_formula")
-    output: str = option(str(SHIPPED), "file to write")
+    output: str = option(SHIPPED.name, "file to write; what ships is not touched")
 
 
 def hash_formulas(formulas: Iterable[str]) -> NDArray[np.uint64]:
@@ -81,6 +81,8 @@ def main(words: Sequence[str]) -> None:
     if _FORMULA_COLUMN not in table.columns:
         raise DataError(f"{config.data} has no column {_FORMULA_COLUMN}; the fingerprint is made of it")
     formulas = table[_FORMULA_COLUMN].dropna().unique()
+    if not len(formulas):
+        raise DataError(f"{config.data} has no formula, so there is nothing to make a fingerprint of")
     content = build_fingerprint(formulas)
     write_atomic(Path(config.output), content)
     print(f"{config.output}: {len(formulas)} formulas, {len(content) / 1000:.0f} kB")

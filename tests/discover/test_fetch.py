@@ -44,12 +44,18 @@ def summary(index: int) -> dict[str, Any]:
 
 
 class Handler(BaseHTTPRequestHandler):
+    broken = 0
+
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
         if parts.path == "/summary/":
             self.answer_summary(parse_qs(parts.query))
         elif parts.path == "/thermo/":
             self.answer_energies(parse_qs(parts.query))
+        elif parts.path == "/broken/":
+            self.answer_broken()
+        elif parts.path == "/never/":
+            self.answer(b'{"data": [', claimed=10_000)
         elif parts.path == "/train.csv":
             self.answer(MP20_CSV.encode())
         elif parts.path == "/matbench.json.gz":
@@ -67,6 +73,12 @@ class Handler(BaseHTTPRequestHandler):
         skip, limit = int(query["_skip"][0]), int(query["_limit"][0])
         page = [summary(i) for i in range(N_SUMMARIES)][skip : skip + limit]
         self.answer(json.dumps({"data": page}).encode())
+
+    def answer_broken(self) -> None:
+        """Break off, and answer whole the next time."""
+        Handler.broken += 1
+        body = json.dumps({"data": [summary(0)]}).encode()
+        self.answer(body, claimed=len(body) + (1000 if Handler.broken % 2 else 0))
 
     def answer_energies(self, query: dict[str, list[str]]) -> None:
         assert query["thermo_types"] == ["GGA_GGA+U"]
@@ -183,6 +195,19 @@ def test_the_materials_project_comes_with_a_hull_of_all_phases(
 def test_the_materials_project_needs_a_key(server: str, key: str, message: str) -> None:
     with pytest.raises(FetchError, match=message):
         list(materials_project_rows(key, 20, f"{server}/summary/"))
+
+
+def test_a_page_that_breaks_off_is_asked_for_again(server: str) -> None:
+    assert len(list(materials_project_rows(KEY, 20, f"{server}/broken/"))) == 1
+    with pytest.raises(FetchError, match="broke off 3 times"):
+        list(materials_project_rows(KEY, 20, f"{server}/never/"))
+
+
+def test_a_size_is_not_ignored_where_a_file_is_there(tmp_path: Path) -> None:
+    (tmp_path / "materials_project").mkdir()
+    (tmp_path / "materials_project" / "materials_project.csv").write_text("")
+    with pytest.raises(FetchError, match="delete it to use max_atoms"):
+        fetch(FetchConfig(name="materials_project", output=str(tmp_path), max_atoms=50))
 
 
 def test_the_command_takes_the_name_alone(

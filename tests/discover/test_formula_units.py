@@ -1,11 +1,16 @@
 """Formula units per cell: counted right, shared out as a distribution."""
 
 import json
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from pymatgen.io.cif import CifWriter
 
-from discover.formula_units import SHIPPED, count_formula_units, kind_of, probabilities
+from discover.errors import DataError
+from discover.formula_units import SHIPPED, count_formula_units, kind_of, main, probabilities
+from tests.discover.textbook import rock_salt
 
 
 def composition(*rows: dict[int, int]) -> torch.Tensor:
@@ -38,3 +43,15 @@ def test_shares_follow_the_counts_of_the_kind() -> None:
     total = sum(counts.values())
     for units, share in probabilities([1, 1, 3]).items():
         assert share == pytest.approx(counts.get(str(units), 0) / total, abs=0.01)
+
+
+def test_data_without_stable_materials_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRYSTAL_DISCOVER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    cif = str(CifWriter(rock_salt()))
+    pd.DataFrame({"material_id": ["a"], "cif": [cif]}).to_csv("data.csv", index=False)
+    with pytest.raises(DataError, match="nothing to count"):
+        main(["data=data.csv"])
+    pd.DataFrame({"material_id": ["a"], "cif": [cif], "e_above_hull": [0.0]}).to_csv("data.csv", index=False)
+    main(["data=data.csv"])
+    assert json.loads((tmp_path / SHIPPED.name).read_text())["by_atoms"] == {"2": {"1": 1}}

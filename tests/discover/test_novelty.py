@@ -48,6 +48,18 @@ def test_the_command_builds_it_from_a_table(tmp_path: Path, capsys: pytest.Captu
     assert is_known(["NaN", "KCl"], output).all()
 
 
+def test_nothing_is_no_fingerprint_and_what_ships_is_not_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.csv").write_text("material_id,pretty_formula,cif\n", encoding="utf-8")
+    with pytest.raises(DataError, match="has no formula"):
+        main(["data=data.csv"])
+    (tmp_path / "data.csv").write_text("material_id,pretty_formula,cif\n1,NaCl,x\n", encoding="utf-8")
+    main(["data=data.csv"])
+    assert is_known(["NaCl"], tmp_path / "known_compositions.npz").all()
+
+
 def test_a_table_without_formulas_is_refused(tmp_path: Path) -> None:
     data = tmp_path / "data.csv"
     data.write_text("material_id,cif\n1,x\n", encoding="utf-8")
