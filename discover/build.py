@@ -24,7 +24,6 @@ from discover.target import SamplingTarget
 from discover.train_sampler import Trainer, draw_crystals
 from envs.crystal import CrystalBatch
 from envs.crystal_env import CrystalEnv
-from envs.errors import RestrictionError
 from envs.restrictions import SPACES, Restrictions, Space, restrict
 from policies.parallel import ALONE, Processes
 from policies.policy import CrystalPolicy, PolicyConfig
@@ -89,7 +88,7 @@ def build_parts(config: RunConfig, *, restrictions: Restrictions | None = None) 
     torch.set_num_threads(config.threads)
     space = restrict(run_space(config), config.restrict.to_restrictions())
     if restrictions is not None:
-        space = restrict_further(space, config, restrictions)
+        space = restrict(space, restrictions)
     env = CrystalEnv(space)
     prior = build_prior(config) if config.has_prior else None
     properties = build_properties(config.proxies)
@@ -187,29 +186,6 @@ def build_prior(config: RunConfig) -> Prior:
     """Return the run's prior, by default the one that ships."""
     policy = load_policy(SHIPPED if config.prior is None else Path(config.prior) / "prior")
     return Prior(policy, config.chemistry, mixed_valence=config.mixed_valence)
-
-
-def restrict_further(space: Space, config: RunConfig, restrictions: Restrictions) -> Space:
-    """Return the run's space under its own and further restrictions, which narrow it and never widen it.
-
-    Raises:
-        RestrictionError: If the two contradict each other.
-    """
-    if restrictions.exclude is None:  # what the run excludes stays excluded, as ``space.allowed`` says
-        restrictions = replace(restrictions, exclude=config.restrict.exclude or ())
-    narrowed = restrict(space, restrictions)
-    before = space.allowed or space.elements
-    allowed = tuple(symbol for symbol in narrowed.allowed or narrowed.elements if symbol in before)
-    required = tuple(dict.fromkeys([*space.required, *narrowed.required]))
-    missing = [symbol for symbol in required if symbol not in allowed]
-    if not allowed or missing or len(required) > narrowed.n_elements[1]:
-        asked = ", ".join(restrictions.elements or allowed)
-        raise RestrictionError(
-            f"the run allows {', '.join(before)} and the sample {asked or 'none of them'}, with "
-            f"{', '.join(required) or 'nothing'} required of at most {narrowed.n_elements[1]} elements: nothing is left"
-        )
-    limits = [n for n in (space.max_atoms_per_element, narrowed.max_atoms_per_element) if n is not None]
-    return replace(narrowed, allowed=allowed, required=required, max_atoms_per_element=min(limits, default=None))
 
 
 def start_policy(config: RunConfig, env: CrystalEnv, prior: Prior | None) -> CrystalPolicy:

@@ -254,16 +254,24 @@ def canonical(crystals: CrystalBatch) -> tuple[Assignments, Tensor]:
     """Return each crystal as the smallest of its images, and the alternative (n,) int64 that makes it.
 
     Of images with the same letters the one with the shortest first axes is taken, so that cells are comparable.
+
+    Raises:
+        RepresentationError: If a crystal has no letters.
     """
+    _check_letters(crystals)
     compositions = Compositions.of_crystals(crystals)
     parts = [_canonical_codes(crystals.select(rows)) for rows in torch.arange(len(crystals)).split(_CHUNK)]
-    codes = torch.cat([code for code, _ in parts]) if parts else torch.zeros(0, 1, dtype=torch.int64)
-    alternative = torch.cat([choice for _, choice in parts]) if parts else torch.zeros(0, dtype=torch.int64)
+    codes, alternative = (torch.cat(column) for column in zip(*parts, strict=True))  # one part at least
     return _from_codes(compositions, crystals.space_group - 1, codes), alternative
 
 
 def images(crystals: CrystalBatch) -> tuple[Assignments, Tensor]:
-    """Return every distinct assignment that is equivalent to a crystal, and the row (m,) of that crystal."""
+    """Return every distinct assignment that is equivalent to a crystal, and the row (m,) of that crystal.
+
+    Raises:
+        RepresentationError: If a crystal has no letters.
+    """
+    _check_letters(crystals)
     compositions = Compositions.of_crystals(crystals)
     all_codes, all_rows = [], []
     for chunk in torch.arange(len(crystals)).split(_CHUNK):
@@ -276,13 +284,19 @@ def images(crystals: CrystalBatch) -> tuple[Assignments, Tensor]:
     return _from_codes(compositions.select(rows), crystals.space_group[rows] - 1, torch.cat(all_codes)), rows
 
 
+def _check_letters(crystals: CrystalBatch) -> None:
+    without = ((crystals.letters < 0) & (crystals.counts > 0)).any(dim=1)
+    if bool(without.any()):
+        raise RepresentationError(f"crystals without letters have no images, first row {int(without.nonzero()[0])}")
+
+
 def _image_codes(crystals: CrystalBatch) -> tuple[Tensor, Tensor]:
     """Return (n, alternatives, w) int64 sorted codes of the orbits in every image, and (n, alternatives) which exist.
 
     A code is (place of the element) x 27 + letter; padding is ``_LAST``.
     """
     group = crystals.space_group - 1
-    width = int(SYMMETRY.n_alternatives[group].max())
+    width = int(SYMMETRY.n_alternatives[group].max()) if len(group) else 1
     maps = SYMMETRY.alternative_letters[group, :width]
     letters = maps.gather(2, crystals.letters.clamp(min=0)[:, None].expand(-1, width, -1))
     codes = BUILDING_RANK[crystals.elements][:, None] * MAX_LETTERS + letters

@@ -3,7 +3,8 @@
 Rules are SMACT's: one oxidation state per element out of its default list, charge neutrality, and
 every cation strictly less electronegative than every anion (``smact_validity(...,
 include_alloys=False)``). ``mixed_valence`` lets the elements that SMACT names take two states of
-one sign at once; ``chemistry="any"`` has no rule.
+one sign at once, counted over the atoms of the cell where SMACT counts those of the reduced formula;
+``chemistry="any"`` has no rule.
 """
 
 import json

@@ -140,7 +140,9 @@ class CrystalBatch:
 
     def select(self, rows: Tensor | Sequence[int] | slice) -> Self:
         """Return the crystals at `rows` (indices, a bool mask or a slice), in that order."""
-        index = rows if isinstance(rows, slice | Tensor) else torch.as_tensor(rows, dtype=torch.int64)
+        index = rows if isinstance(rows, slice | Tensor) else torch.as_tensor(rows)
+        if isinstance(index, Tensor) and index.dtype is not torch.bool:
+            index = index.long()  # of an empty sequence torch does not know what it holds
         return type(self)(
             self.space_group[index],
             self.elements[index],

@@ -24,6 +24,9 @@ from envs.restrictions import Space
 from envs.symmetry import SYMMETRY
 from envs.wyckoff import LetterTable, build_letter_table, residuals_good
 
+#: How far fixed coordinates of a crystal may be from those of its lattice system: degrees, and logs of ratios.
+_CELL_TOLERANCE = torch.tensor([0.1, 0.1, 0.1, torch.inf, 1e-3, 1e-3], dtype=torch.float64)
+
 
 class Stage(IntEnum):
     """What a state chooses next."""
@@ -400,6 +403,8 @@ class CrystalEnv:
         reference = log_reference_volume(cells.clamp(min=0), self.table.atomic_numbers)
         values = lattice.coordinates(crystals.lattice_parameters, reference)
         low, width = self.ranges[system].unbind(-1)[0], self.ranges[system].diff(dim=-1)[..., 0].clamp(min=1e-9)
+        off = (values - low).abs() > _CELL_TOLERANCE
+        misfit = (off & ~lattice.IS_FREE[system]).any(dim=1)  # a cell that its lattice system does not have
         foreign = totals[:, self.n_elements] > 0
         unfit = (counts > 0).sum(dim=1) > self.max_orbits
         if self.space.wyckoff:
@@ -412,7 +417,7 @@ class CrystalEnv:
             totals=totals[:, : self.n_elements],
             letter=letter,
             unit=(values - low) / width,
-            impossible=foreign | unfit | (totals[:, : self.n_elements].sum(dim=1) > self.space.n_atoms[1]),
+            impossible=foreign | unfit | misfit | (totals[:, : self.n_elements].sum(dim=1) > self.space.n_atoms[1]),
         )
 
     # --- internals ----------------------------------------------------------------------------------

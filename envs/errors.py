@@ -5,10 +5,6 @@ class RestrictionError(ValueError):
     """A restriction is malformed, contradicts another one, or leaves nothing."""
 
 
-class LatticeError(ValueError):
-    """Lattice parameters that close no cell or do not fit their lattice system."""
-
-
 class RepresentationError(ValueError):
     """A crystal that the environment cannot build."""
 

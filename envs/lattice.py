@@ -21,7 +21,6 @@ from envs.errors import RestrictionError
 
 ALPHA, BETA, GAMMA, VOLUME, RATIO_B, RATIO_C = range(6)
 N_COORDINATES = 6
-COORDINATES = ("alpha", "beta", "gamma", "volume", "b/a", "c/a")
 _FREE = {
     "triclinic": (ALPHA, BETA, GAMMA, VOLUME, RATIO_B, RATIO_C),
     "monoclinic": (BETA, VOLUME, RATIO_B, RATIO_C),
@@ -58,6 +57,7 @@ _RATIOS = {
 }
 #: A cell closes with room to spare if every angle keeps this distance (degrees) from the sum of the others.
 ANGLE_MARGIN = 5.0
+_TINY = 1e-6  # stands in for a lower bound of 0, of which there is no logarithm
 _SIGNS = torch.tensor(
     [[-1.0], [1.0], [1.0], [1.0]], dtype=torch.float64
 )  # α + β + γ has an upper bound, the rest lower
@@ -233,7 +233,7 @@ def _length_interval(
     coordinate: Tensor, values: Tensor, ranges: Tensor, log_reference: Tensor, n_atoms: Tensor, box: Box
 ) -> tuple[Tensor, Tensor]:
     """Return the interval of v, s1 or s2 under the bounds on lengths and volume."""
-    short, long = math.log(box.length[0]), math.log(box.length[1])
+    short, long = math.log(max(box.length[0], _TINY)), math.log(box.length[1])
     low, high = torch.empty_like(log_reference), torch.empty_like(log_reference)
     rows = (coordinate == VOLUME).nonzero().flatten()
     shape = log_shape_factor(values[:, :VOLUME])
@@ -289,9 +289,9 @@ def _volume_interval(
     """Return the interval of v: hard bounds hold, the box of physical volumes yields to them."""
     if box.volume_per_atom is not None:
         offset = n_atoms.double().log() - log_reference
-        low = torch.maximum(low, math.log(max(box.volume_per_atom[0], 1e-6)) + offset)
+        low = torch.maximum(low, math.log(max(box.volume_per_atom[0], _TINY)) + offset)
         high = torch.minimum(high, math.log(box.volume_per_atom[1]) + offset)
-    soft_low, soft_high = (math.log(factor) for factor in box.volume_factor)
+    soft_low, soft_high = (math.log(max(factor, _TINY)) for factor in box.volume_factor)
     too_big, too_small = low > soft_high, high < soft_low
     inside_low = torch.where(too_small, torch.maximum(low, high - YIELD_WIDTH), low.clamp(min=soft_low))
     inside_high = torch.where(too_big, torch.minimum(high, low + YIELD_WIDTH), high.clamp(max=soft_high))

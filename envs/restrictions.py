@@ -1,7 +1,7 @@
 """Which crystals an environment builds: presets, and what a user restricts."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 import torch
@@ -128,7 +128,7 @@ SPACES = {"mp20": mp20_space, "crystal_gfn": crystal_gfn_space}
 
 
 def restrict(space: Space, restrictions: Restrictions) -> Space:
-    """Return ``space`` narrowed by ``restrictions``.
+    """Return ``space``, which may be restricted already, narrowed by ``restrictions``.
 
     Raises:
         RestrictionError: If a value is unknown or out of range, or two restrictions contradict each other; the
@@ -168,31 +168,44 @@ def _restrict_elements(space: Space, restrictions: Restrictions) -> Space:
     named = {*(wanted or ()), *required, *counts}
     excluded = _symbols("exclude", restrictions.exclude, space, known_only=True)
     if excluded is None:  # the default list gives way to elements that the user names
-        excluded = tuple(symbol for symbol in UNWANTED if symbol not in named)
+        excluded = tuple(symbol for symbol in UNWANTED if symbol not in named) if space.allowed is None else ()
     clash = sorted(named & set(excluded))
     if clash:
         raise RestrictionError(f"restrict.exclude contradicts the elements asked for: {', '.join(clash)} in both")
     outside = sorted(set(required) - set(wanted)) if wanted is not None else []
     if outside:
         raise RestrictionError(f"restrict.required names {', '.join(outside)}, which restrict.elements leaves out")
-    allowed = tuple(s for s in space.elements if s not in excluded and (wanted is None or s in wanted))
+    before = space.elements if space.allowed is None else space.allowed
+    allowed = tuple(s for s in before if s not in excluded and (wanted is None or s in wanted))
     if not allowed:
-        raise RestrictionError("restrict.elements and restrict.exclude leave no element")
+        raise RestrictionError(f"restrict.elements and restrict.exclude leave no element of {', '.join(before)}")
+    required = tuple(dict.fromkeys([*space.required, *required]))
+    if missing := [symbol for symbol in required if symbol not in allowed]:
+        raise RestrictionError(f"{', '.join(missing)} must be in every crystal and may be in none; name fewer elements")
+    per_element = restrictions.max_atoms_per_element
+    if per_element is not None and per_element < 1:
+        raise RestrictionError(f"restrict.max_atoms_per_element must be at least 1, got {per_element}")
+    limits = [limit for limit in (space.max_atoms_per_element, per_element) if limit is not None]
+    return replace(
+        space,
+        allowed=allowed,
+        required=required,
+        max_atoms_per_element=min(limits, default=None),
+        counts=_restrict_counts(space, counts),
+    )
+
+
+def _restrict_counts(space: Space, counts: Mapping[str, Sequence[int]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    possible = dict(space.counts)
     for symbol, values in counts.items():
         if not values or not all(1 <= count <= space.max_count for count in values):
             raise RestrictionError(
                 f"restrict.counts of {symbol} must be numbers of atoms from 1 to {space.max_count}, got {list(values)}"
             )
-    per_element = restrictions.max_atoms_per_element
-    if per_element is not None and per_element < 1:
-        raise RestrictionError(f"restrict.max_atoms_per_element must be at least 1, got {per_element}")
-    return replace(
-        space,
-        allowed=allowed,
-        required=required,
-        max_atoms_per_element=per_element,
-        counts=tuple((symbol, tuple(values)) for symbol, values in counts.items()),
-    )
+        possible[symbol] = tuple(value for value in values if value in possible.get(symbol, values))
+        if not possible[symbol]:
+            raise RestrictionError(f"restrict.counts of {symbol} leaves no number of atoms")
+    return tuple(possible.items())
 
 
 def _restrict_groups(space: Space, restrictions: Restrictions) -> tuple[int, ...]:
@@ -277,6 +290,3 @@ def _hint(name: str, known: Sequence[str] | dict[str, tuple[int, ...]]) -> str:
     written = {choice.lower(): choice for choice in known}
     close = get_close_matches(name.lower(), list(written), n=1)
     return f", did you mean {written[close[0]]}?" if close else ""
-
-
-RESTRICTION_NAMES = tuple(f.name for f in fields(Restrictions))

@@ -132,3 +132,9 @@ def test_crystals_of_assignments_hold_the_composition() -> None:
     back = assignments.crystals(image(batch, choice).lattice_parameters)
     assert back.composition.tolist() == batch.composition.tolist()
     assert back.space_group.tolist() == [62]
+
+
+def test_nothing_has_no_images() -> None:
+    nothing = crystal(225, [(11, 0), (17, 1)], (5.6, 5.6, 5.6)).select([])
+    for assignments, rows in (canonical(nothing), images(nothing)):
+        assert len(assignments) == len(rows) == 0

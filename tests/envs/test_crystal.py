@@ -1,5 +1,6 @@
 """The record of crystals: volumes, formulas and the operations that keep rows apart."""
 
+import numpy as np
 import pytest
 import torch
 from pymatgen.core import Composition, Lattice
@@ -113,6 +114,13 @@ def test_cat_pads_to_the_widest_and_select_takes_it_apart(crystals: CrystalBatch
     assert joined.select(slice(1, 3)).formulas() == ["TiO2", "Al2O3"]
     with pytest.raises(CrystalError, match="at least one batch"):
         CrystalBatch.cat([])
+
+
+def test_rows_are_chosen_by_number_or_by_mask_of_any_kind(crystals: CrystalBatch) -> None:
+    masks = ([False, False, True], np.array([False, False, True]), torch.tensor([False, False, True]))
+    for rows in (*masks, [2], np.array([2]), torch.tensor([2], dtype=torch.int32), slice(2, None)):
+        assert crystals.select(rows).space_group.tolist() == [167]
+    assert len(crystals.select([])) == len(crystals.select(np.array([]))) == 0
 
 
 def test_formulas_agree_with_pymatgen_on_elements_too() -> None:

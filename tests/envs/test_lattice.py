@@ -226,6 +226,13 @@ def test_the_box_of_physical_volumes_yields_to_hard_bounds_only() -> None:
     assert volume_interval(replace(PHYSICAL, volume_per_atom=(20.0, 20.0)), 200.0) == pytest.approx([1.0, 1.0])
 
 
+def test_a_lower_bound_of_zero_is_none() -> None:
+    nothing = replace(PHYSICAL, length=(0.0, 20.0), volume_factor=(0.0, 1.9), volume_per_atom=(0.0, 1000.0))
+    low, high = volume_interval(nothing, 200.0)
+    assert 0.0 < low < 1e-3
+    assert high == pytest.approx(1.9)
+
+
 def test_systems_whose_fixed_angles_break_the_bounds_are_masked() -> None:
     def legal(low: float, high: float) -> set[str]:
         return {

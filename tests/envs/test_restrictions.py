@@ -111,6 +111,24 @@ def test_unwanted_elements_are_excluded_unless_named() -> None:
     assert restrict(CRYSTAL_GFN, Restrictions(exclude=["Hg", "He", "Tc"][::2])).allowed == CRYSTAL_GFN.elements
 
 
+def test_a_restricted_space_is_narrowed_further() -> None:
+    first = Restrictions(elements=["Fe", "O", "S"], required=["Fe"], max_atoms_per_element=6, counts={"Fe": [2, 4]})
+    space = restrict(MP20, first)
+    assert restrict(space, Restrictions()) == space
+    more = Restrictions(elements=["Fe", "O", "Na"], required=["O"], max_atoms_per_element=9, counts={"Fe": [4, 6]})
+    narrowed = restrict(space, more)
+    assert sorted(narrowed.allowed or ()) == ["Fe", "O"]
+    assert sorted(narrowed.required) == ["Fe", "O"]
+    assert (narrowed.max_atoms_per_element, narrowed.counts) == (6, (("Fe", (4,)),))
+    for contradiction, message in (
+        (Restrictions(elements=["Na"]), "leave no element of"),
+        (Restrictions(elements=["O", "S"]), "Fe must be in every crystal and may be in none"),
+        (Restrictions(counts={"Fe": [6]}), "counts of Fe leaves no number"),
+    ):
+        with pytest.raises(RestrictionError, match=message):
+            restrict(space, contradiction)
+
+
 def test_restrictions_only_narrow() -> None:
     space = restrict(MP20, Restrictions(n_atoms=[0, 50], length=[0, 1000], angle=[10, 170], n_elements=[2, 9]))
     assert space.n_atoms == (1, 20)
