@@ -1,4 +1,5 @@
 """Turn states into distributions over actions, and learn them: distributions, losses, replay and averaging.
 
-The modules of this package are general: they know tensors of log-probabilities and rewards, not what is being built.
+Distributions, losses, replay, averaging and processes are general: they know tensors of log-probabilities and rewards,
+not what is being built. The policy, its roll-outs and the priors know crystals.
 """

@@ -270,7 +270,7 @@ class CompositionNetwork(nn.Module):
             own: (m, width) the part of that sum that belongs to the same element.
             n_left: (m,) int64 atoms of the element still to place.
         """
-        left = self.left(n_left.clamp(max=MAX_EMBEDDED))
+        left = self.left(n_left.clamp(0, MAX_EMBEDDED))  # below 0 where more was placed than there is
         return self.step(self.step_in(torch.cat([element, summary, group, placed, own, left], dim=-1)))
 
     def letter_scores(self, queries: Tensor, keys: Tensor, group: Tensor, n_left: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from envs.assignment import Assignments, Compositions, Packing, images
@@ -24,6 +24,7 @@ from envs.errors import RepresentationError
 from policies.composition_network import CompositionNetwork, NetworkConfig
 from policies.composition_search import AssignmentWriter, beam_search, log_sum_by
 from policies.errors import CheckpointError
+from policies.storage import save_weights
 
 SHIPPED = Path(__file__).parent / "weights" / "composition_prior"
 TRAINED_ATOMS = 20  # atoms per primitive cell that the training data reach
@@ -116,6 +117,8 @@ class CompositionPrior:
 
         The lattice plays no part. A crystal that no assignment of its composition can be has log p = -inf.
         """
+        if not len(crystals):
+            return torch.zeros(0, dtype=torch.float64)
         assignments, owner = images(crystals)
         chunks = torch.arange(len(owner)).split(_EVALUATED)
         parts = [self._log_prob_as_written(assignments.select(rows)) for rows in chunks]
@@ -186,7 +189,7 @@ def save_composition_prior(
         for index, network in enumerate(networks)
         for name, tensor in network.state_dict().items()
     }
-    save_file(tensors, f"{stem}.safetensors")
+    save_weights(Path(f"{stem}.safetensors"), tensors)
     configs = [asdict(network.config) for network in networks]
     content = {"kind": "composition prior", "configs": configs, **(about or {})}
     stem.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n")

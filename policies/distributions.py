@@ -1,9 +1,8 @@
 """Distributions over actions: masked categorical choices and bounded continuous coordinates.
 
 Both classes are ``torch.distributions`` distributions, and both can be *conditioned exactly*: ``restrict`` returns the
-conditional distribution together with the log-probability of the condition, which is what importance weights of
-restricted sampling need. Arguments are not validated beyond what would silently give wrong numbers, because these
-objects are built once per construction step of every trajectory.
+conditional distribution together with the log-probability of the condition. Arguments are not validated beyond what
+would silently give wrong numbers, because these objects are built once per construction step of every trajectory.
 """
 
 from __future__ import annotations

@@ -43,15 +43,6 @@ def huber(delta: float) -> Penalty:
     return penalty
 
 
-def shifted_cosh(residual: Tensor) -> Tensor:
-    """Return 2 cosh(residual) - 2 for each residual (n,): square near zero, exponential far away.
-
-    One of the regression losses of Hu et al., ICLR 2025, arXiv:2410.02596; it looks for modes and avoids spurious mass
-    alike. Use it late: a residual of 50 nats gives 5e21.
-    """
-    return 4.0 * torch.sinh(0.5 * residual).square()
-
-
 def trajectory_balance_residual(log_Z: Tensor, log_pf: Tensor, log_pb: Tensor, log_reward: Tensor) -> Tensor:
     """Return (n,) log Z + Σ_t log P_F - log R(x) - Σ_t log P_B, zero when flows match.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -226,7 +227,8 @@ class CrystalPolicy(nn.Module):
         k = self.config.n_components
         raw = self.lattice_head(hidden).unflatten(-1, (N_COORDINATES, 3, k))
         raw = raw.gather(1, coordinate[:, None, None, None].expand(-1, 1, 3, k))[:, 0]
-        scale = raw[:, 2].exp().clamp(_MIN_SCALE, _MAX_SCALE)
+        # Clamped before the exponential, whose overflow would have no gradient.
+        scale = raw[:, 2].clamp(math.log(_MIN_SCALE), math.log(_MAX_SCALE)).exp()
         low, high = interval.to(raw.dtype).unbind(dim=-1)
         # Bounds on lengths can leave less than the network's precision resolves.
         resolution = _RESOLUTION * torch.finfo(raw.dtype).eps

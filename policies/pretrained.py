@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from envs.crystal_env import CrystalEnv
 from envs.equivalence import log_n_images
@@ -18,6 +18,7 @@ from envs.restrictions import Space, mp20_space
 from policies.errors import CheckpointError
 from policies.policy import CrystalPolicy, PolicyConfig
 from policies.rollout import walk
+from policies.storage import save_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from envs.crystal import CrystalBatch
 
 SHIPPED = Path(__file__).parent / "weights" / "prior"
-#: log p that stands in for zero where the prior cannot represent a crystal; far below that of any it can.
+#: log p that stands in for zero where the prior cannot represent a crystal, and for anything below: all but one in ten
+#: thousand validation crystals that it can lie above, and what an untrained policy draws may not.
 UNREPRESENTABLE = -80.0
 _ROWS = 4096
 
@@ -33,7 +35,7 @@ _ROWS = 4096
 def save_policy(stem: Path, policy: CrystalPolicy, about: dict[str, object] | None = None) -> None:
     """Write ``<stem>.safetensors`` and ``<stem>.json`` (configuration and whatever ``about`` says)."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in policy.state_dict().items()}, f"{stem}.safetensors")
+    save_weights(Path(f"{stem}.safetensors"), policy.state_dict())
     content = {"kind": "policy", "config": asdict(policy.config), **(about or {})}
     text = re.sub(r"\[\s+([^][]*?)\s+\]", _on_one_line, json.dumps(content, indent=2))
     stem.with_suffix(".json").write_text(text + "\n")

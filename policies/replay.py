@@ -1,4 +1,4 @@
-"""Replay of distinct terminals: what was good, and what the policy still gets wrong."""
+"""Replay of distinct terminals: what was good, and what the policy got wrong when it made them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ReplaySample:
 
 
 class ReplayBuffer:
-    """Keeps distinct terminals with their log-reward and last residual, and draws from them by priority.
+    """Keeps distinct terminals, with log-reward and residual as when they were made, and draws by priority.
 
     Half of a sample is drawn in proportion to 1/rank of the log-reward, half in proportion to |residual|. The mean of
     the two probabilities is the priority of a terminal; those of lowest priority leave a full buffer. A terminal is
@@ -71,17 +71,6 @@ class ReplayBuffer:
         slots, known = self._find(columns["keys"])
         self._write(slots[known], {name: column[known] for name, column in columns.items()})
         self._insert({name: column[~known] for name, column in columns.items()})
-
-    def update(self, keys: Tensor, residual: Tensor, log_reward: Tensor | None = None) -> None:
-        """Renew the residual (n,), and if given the log-reward (n,), of terminals that are still stored."""
-        columns = {"keys": keys, "residual": residual.detach()}
-        if log_reward is not None:
-            columns["log_reward"] = log_reward.detach()
-        _check_finite(columns)
-        newest = _last_of_each(keys.cpu())
-        columns = {name: column.cpu()[newest] for name, column in columns.items()}
-        slots, known = self._find(columns["keys"])
-        self._write(slots[known], {name: column[known] for name, column in columns.items()})
 
     def sample(self, n: int, generator: torch.Generator) -> ReplaySample:
         """Draw ``n`` terminals, the first half by reward and the rest by residual, without repetition within a half.

@@ -1,5 +1,6 @@
 """The composition-conditioned prior is an exact distribution, and its search finds what is most probable."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,11 @@ def test_a_crystal_that_no_assignment_gives_has_no_probability(prior: Compositio
         torch.tensor([[4.0, 4.0, 4.0, 90.0, 90.0, 90.0]], dtype=torch.float64),
     )
     assert prior.log_prob(twice).tolist() == [-torch.inf]
+    more = dataclasses.replace(twice, letters=torch.tensor([[2, 1]]))  # three atoms on c, where one is counted
+    assert prior.log_prob(more).tolist() == [-torch.inf]
+    assert prior.log_prob(twice.select([])).tolist() == []
+    with pytest.raises(RepresentationError, match="crystals without letters have no images, first row 0"):
+        prior.log_prob(dataclasses.replace(twice, letters=torch.tensor([[-1, 1]])))
 
 
 def test_an_impossible_space_group_is_refused_with_those_that_are_possible(prior: CompositionPrior) -> None:
@@ -130,6 +136,7 @@ def test_an_element_that_training_lacked_works_with_a_warning() -> None:
 
 def test_saved_priors_come_back_as_they_were(tmp_path: Path) -> None:
     save_composition_prior(tmp_path / "rounded", [network(0), network(1)])
+    assert (tmp_path / "rounded.safetensors").stat().st_mode & 0o777 == 0o644  # others may read it
     rounded = load_composition_prior(tmp_path / "rounded")  # to half precision
     save_composition_prior(tmp_path / "again", rounded.networks)
     before, after = (p.propose([PEROVSKITE], 5) for p in (rounded, load_composition_prior(tmp_path / "again")))

@@ -242,7 +242,7 @@ def test_replayed_terminals_alone_train_the_policy_and_its_average() -> None:
         drawn = trace_back(ENV, forward, backward, replayed.rows["state"], generator)
         loss, log_Z = log_partition_variance_loss(drawn.log_pf, drawn.log_pb, replayed.log_reward)
         residual = trajectory_balance_residual(log_Z, drawn.log_pf, drawn.log_pb, replayed.log_reward)
-        buffer.update(replayed.keys, residual)
+        buffer.add(replayed.keys, replayed.rows, replayed.log_reward, residual)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -115,15 +115,6 @@ def test_ranks_descend_and_equals_keep_their_order(values: list[float]) -> None:
     assert _descending_order(torch.tensor(values)).tolist() == expected
 
 
-def test_update_renews_what_is_stored_and_ignores_the_rest() -> None:
-    buffer = ReplayBuffer(5)
-    _add(buffer, [7, -3], [1.0, 2.0], [0.5, 0.5])
-    buffer.update(torch.tensor([-3, 99, -3]), torch.tensor([8.0, 8.0, 9.0]))
-    assert _stored(buffer) == {7: (1.0, 0.5), -3: (2.0, 9.0)}
-    buffer.update(torch.tensor([7]), torch.tensor([0.25]), torch.tensor([4.0]))
-    assert _stored(buffer) == {7: (4.0, 0.25), -3: (2.0, 9.0)}
-
-
 def test_what_cannot_be_stored_or_drawn_is_refused() -> None:
     buffer = ReplayBuffer(5)
     with pytest.raises(ReplayError, match="add terminals before sampling"):

@@ -17,6 +17,7 @@ from envs.conventions import LATTICE_SYSTEMS
 from envs.crystal import CrystalBatch
 from envs.crystal_env import CrystalEnv, Stage
 from envs.errors import RepresentationError, RestrictionError
+from envs.lattice import VOLUME
 from envs.restrictions import SPACES, Restrictions, mp20_space, restrict
 from envs.symmetry import SYMMETRY
 from policies.policy import CrystalPolicy, Exploration, PolicyChooser, PolicyConfig
@@ -159,6 +160,9 @@ WALKS = [
     ("an alloy", crystal(221, [(NA, 0, 1), (FE, 1, 1)], CUBE), False),
     ("an excluded element", crystal(225, [(TC, 0, 1), (CL, 1, 1)], CUBE), False),
     ("counts that are not the letter's", crystal(225, [(NA, 0, 2), (CL, 1, 2)], CUBE), False),
+    ("a cubic cell with an angle of its own", crystal(225, [(NA, 0, 1), (CL, 1, 1)], [*CUBE[:3], 88, 90, 90]), False),
+    ("a cubic cell that is stretched", crystal(225, [(NA, 0, 1), (CL, 1, 1)], [5.5, 5.6, 5.7, 90, 90, 90]), False),
+    ("rounding", crystal(225, [(NA, 0, 1), (CL, 1, 1)], [5.6001, 5.6, 5.6, 90.01, 90, 90]), True),
     ("a volume outside the box", crystal(225, [(NA, 0, 1), (CL, 1, 1)], [9.0, 9.0, 9.0, 90.0, 90.0, 90.0]), False),
 ]
 
@@ -172,6 +176,18 @@ def test_walks_of_crystals_outside_the_environment_are_marked(
     assert bool(trajectories.legal[0]) == is_legal, name
     if is_legal:
         assert env.crystals(trajectories.states).wyckoff_strings() == given_crystal.wyckoff_strings()
+
+
+def test_extreme_scales_have_a_gradient() -> None:
+    policy = untrained(environment("mp20"))
+    hidden = torch.randn(4, policy.lattice_head.in_features, dtype=policy.lattice_head.weight.dtype, requires_grad=True)
+    with torch.no_grad():
+        policy.lattice_head.bias.fill_(1e4)
+    unit = torch.tensor([[0.0, 1.0]]).expand(4, 2).double()
+    density = policy.lattice(hidden, torch.full((4,), VOLUME), unit)
+    density.log_prob(torch.full((4,), 0.5, dtype=hidden.dtype)).sum().backward()
+    assert hidden.grad is not None
+    assert bool(hidden.grad.isfinite().all())
 
 
 def test_a_walk_with_letters_needs_letters() -> None:
