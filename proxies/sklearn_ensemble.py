@@ -86,6 +86,7 @@ class TreeEnsemble:
     forests: dict[str, Forest]  # keys: ENERGIES, "gap_of_non_metals", "metal"
     std: dict[str, StdCalibration]  # keys: ENERGIES, "band_gap"
     metal: LogitCalibration
+    properties: Tensor  # (119, n_properties) float32 table of the elements, as of the training
     log_volumes: Tensor  # (119,) float32
 
     @classmethod
@@ -114,7 +115,8 @@ class TreeEnsemble:
         Raises:
             ProxyError: If a label has too few rows.
         """
-        inputs = tree_inputs(crystals, log_volumes)
+        properties = torch.from_numpy(np.array(element_properties()))
+        inputs = tree_inputs(crystals, properties, log_volumes)
         held_out = torch.tensor([zlib.crc32(name.encode()) % 1000 < 1000 * _HELD_OUT for name in crystals.formulas()])
         gap = labels["band_gap"].double()
         metal = torch.where(gap.isnan(), torch.nan, (gap < METAL_GAP).double())
@@ -139,11 +141,11 @@ class TreeEnsemble:
         known = ~metal[held_out].isnan()
         logit = moments["metal"][0].clamp(_LOWEST_P, 1.0 - _LOWEST_P).logit()
         calibration = LogitCalibration.fit(logit[known], metal[held_out][known] > 0.5)
-        return cls(forests, std, calibration, log_volumes)
+        return cls(forests, std, calibration, properties, log_volumes)
 
     def predict_all(self, crystals: CrystalBatch) -> dict[str, Prediction]:
         """Return the calibrated prediction of each property, as `PropertyEnsemble.predict_all` does."""
-        inputs = tree_inputs(crystals, self.log_volumes)
+        inputs = tree_inputs(crystals, self.properties, self.log_volumes)
         chunks = [[forest.moments(part) for part in inputs.split(_CHUNK)] for forest in self.forests.values()]
         moments = {
             name: (torch.cat([mean for mean, _ in parts]), torch.cat([variance for _, variance in parts]))
@@ -166,7 +168,7 @@ class TreeEnsemble:
 
     def save(self, folder: Path) -> None:
         """Write arrays and description into `folder`."""
-        tensors = {"log_volumes": self.log_volumes}
+        tensors = {"properties": self.properties, "log_volumes": self.log_volumes}
         for name, forest in self.forests.items():
             for array in _ARRAYS:
                 value: Tensor = getattr(forest, array)
@@ -192,14 +194,15 @@ class TreeEnsemble:
                 arrays = {array: tensors[f"{name}.{array}"] for array in _ARRAYS}
                 forests[name] = Forest(**{k: v if v.is_floating_point() else v.long() for k, v in arrays.items()})
             std = {name: StdCalibration.from_json(item) for name, item in description["std"].items()}
-            return cls(forests, std, LogitCalibration.from_json(description["metal"]), tensors["log_volumes"])
+            metal = LogitCalibration.from_json(description["metal"])
+            return cls(forests, std, metal, tensors["properties"], tensors["log_volumes"])
         except (StorageError, KeyError, TypeError) as error:
             raise ProxyError(f"{folder} holds no readable tree ensemble ({error}); train it again") from error
 
 
-def tree_inputs(crystals: CrystalBatch, log_volumes: Tensor) -> Tensor:
+def tree_inputs(crystals: CrystalBatch, properties: Tensor, log_volumes: Tensor) -> Tensor:
     """Return (n, n_features) float32: composition statistics, cell, space group and mean facts of the positions."""
-    features = featurise(crystals, torch.from_numpy(element_properties()), log_volumes)
+    features = featurise(crystals, properties, log_volumes)
     facts = _position_facts()[features.positions]
     mean_facts = (facts * features.fractions[..., None]).sum(dim=1)
     return torch.cat([features.crystal, features.space_group.float()[:, None], mean_facts], dim=-1)

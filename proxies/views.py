@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Protocol
 
 from envs.crystal import CrystalBatch
-from proxies.base import Prediction
+from proxies.base import Prediction, ProxyError
+from proxies.ensemble import DESCRIPTION as NETWORKS
 from proxies.ensemble import PropertyEnsemble
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -34,8 +35,10 @@ def load_ensemble(folder: Path) -> PredictsAll:
     """Return the ensemble in `folder`, whichever kind was saved there: networks or trees.
 
     Raises:
-        ProxyError: If there is none, or its files are damaged.
+        ProxyError: If there is none, there are both, or its files are damaged.
     """
+    if (folder / TREES).is_file() and (folder / NETWORKS).is_file():
+        raise ProxyError(f"{folder} holds trees and networks; move {TREES} or {NETWORKS} away to say which are meant")
     if (folder / TREES).is_file():
         from proxies.sklearn_ensemble import TreeEnsemble  # noqa: PLC0415 - scikit-learn takes a second to import
 

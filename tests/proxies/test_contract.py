@@ -14,7 +14,11 @@ from proxies import (
     Proxy,
     StabilityProxy,
     load_ensemble,
+    load_pretrained,
+    sklearn_ensemble,
 )
+from proxies.base import ProxyError
+from proxies.elements import element_properties
 from proxies.sklearn_ensemble import TreeEnsemble
 from proxies.views import PropertyView
 from tests.proxies.textbook import TEXTBOOK, random_crystals, textbook
@@ -133,13 +137,23 @@ def test_trees_learn_what_is_learnable(small_trees: TreeEnsemble) -> None:
     assert error.abs().mean() < 0.35 * made_up_label(crystals).std()
 
 
-def test_trees_are_saved_as_arrays_and_read_back(small_trees: TreeEnsemble, tmp_path) -> None:
+def test_trees_are_saved_as_arrays_and_read_back(small_trees: TreeEnsemble, tmp_path, monkeypatch) -> None:
     small_trees.save(tmp_path)
     again = load_ensemble(tmp_path)
     crystals = random_crystals(50)
     for name, prediction in small_trees.predict_all(crystals).items():
         assert torch.equal(moments(prediction), moments(again.predict_all(crystals)[name]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["trees.json", "trees.safetensors"]
+    monkeypatch.setattr(sklearn_ensemble, "element_properties", lambda: 1.1 * element_properties())  # other releases
+    for name, prediction in small_trees.predict_all(crystals).items():
+        assert torch.equal(moments(prediction), moments(again.predict_all(crystals)[name]))
+
+
+def test_a_folder_of_trees_and_networks_is_refused(small_trees: TreeEnsemble, tmp_path) -> None:
+    small_trees.save(tmp_path)
+    load_pretrained().save(tmp_path)
+    with pytest.raises(ProxyError, match="holds trees and networks"):
+        load_ensemble(tmp_path)
 
 
 def test_views_share_one_ensemble(small_trees: TreeEnsemble) -> None:
