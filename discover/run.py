@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,11 +24,11 @@ from discover import report
 from discover.build import Parts, build_parts, prior_samples, seeded, start_trainer, with_properties
 from discover.campaign import Campaign, check_campaign
 from discover.candidates import candidate_table, crystal_keys, write_candidates
-from discover.config import RunConfig, absolute
+from discover.config import RunConfig, absolute, refuse_beside_resume
 from discover.errors import ConfigError, RunPaused, main_guard
 from discover.extend import extended
 from discover.options import help_text, parse_args
-from discover.run_folder import RunFolder, create_run_folder, open_run_folder
+from discover.run_folder import RunFolder, create_run_folder, locked, new_folder, open_run_folder
 from discover.structure.base import cif_text
 from discover.train_sampler import StepReport, Trainer, draw_crystals
 from envs.crystal import CrystalBatch
@@ -203,7 +204,7 @@ def sample_distinct(config: RunConfig, parts: Parts, number: int = 1) -> tuple[C
 def write_tables(
     config: RunConfig, parts: Parts, folder: RunFolder, crystals: CrystalBatch, log_prob: Tensor, number: int = 1
 ) -> tuple[CrystalBatch, list[str], Tensor]:
-    """Write candidates, and as many of the untrained prior to compare with; return crystals and names, best first."""
+    """Write candidates, and what as many draws of the prior give; return crystals and names, best first."""
     predictions = parts.properties.predict(crystals)
     log_reward = parts.reward.from_predictions(crystals, predictions)
     prefix = "c" if config.rounds == 1 else f"r{number:02d}-c"
@@ -213,9 +214,7 @@ def write_tables(
     if reference is not None:
         predictions = parts.properties.predict(reference)
         score = parts.reward.from_predictions(reference, predictions)
-        report.write_reference(
-            folder, candidate_table(reference, predictions, score, torch.zeros_like(score), distinct=False)[0]
-        )
+        report.write_reference(folder, candidate_table(reference, predictions, score, torch.zeros_like(score))[0])
     return ranked, table["candidate_id"].tolist(), torch.from_numpy(table["log_reward"].to_numpy(copy=True))
 
 
@@ -271,18 +270,28 @@ def main(words: Sequence[str]) -> None:
         help_to_train(processes)
         return
     if config.resume is not None:
-        folder = open_run_folder(config.resume, to_continue=True)
-        # Of the settings alone, rounds=1 could not be told from none given.
-        rounds = config.rounds if any(word.partition("=")[0] == "rounds" for word in words) else None
-        config = extended(folder, folder.config(RunConfig), rounds=rounds, budget=config.oracle.budget)
-        parts = build_parts(config)
-    else:
-        if config.extends is not None:
-            raise ConfigError("extends is written by resume=DIR rounds=N oracle.budget=N; drop it")
-        config = absolute(config)
-        check_campaign(config)
-        parts = build_parts(config)  # first, so that a run that cannot be built leaves no folder
-        folder = create_run_folder(config, name=config.reward, output=config.output, argv=list(words))
+        refuse_beside_resume(config.resume, (word.partition("=")[0] for word in words))
+        folder = open_run_folder(config.resume)
+        with locked(folder.path):
+            folder.mend()
+            # Of the settings alone, rounds=1 could not be told from none given.
+            rounds = config.rounds if any(word.partition("=")[0] == "rounds" for word in words) else None
+            config = extended(folder, folder.config(RunConfig), rounds=rounds, budget=config.oracle.budget)
+            run_in(folder, config, build_parts(config), processes)
+        return
+    if config.extends is not None:
+        raise ConfigError("extends is written by resume=DIR rounds=N oracle.budget=N; drop it")
+    config = absolute(config)
+    check_campaign(config)
+    parts = build_parts(config)  # first, so that a run that cannot be built leaves no folder
+    path = Path(config.output) if config.output is not None else new_folder(config.reward)
+    with locked(path):
+        folder = create_run_folder(config, name=config.reward, output=str(path), argv=list(words))
+        run_in(folder, config, parts, processes)
+
+
+def run_in(folder: RunFolder, config: RunConfig, parts: Parts, processes: Processes) -> None:
+    """Do what the first process does, in a folder that it has locked, and say where the results are."""
     folder.structures  # noqa: B018 - fails now, not after training, where the folder cannot be written
     processes.from_first(config)
     discover_crystals(config, replace(parts, processes=processes), folder)

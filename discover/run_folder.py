@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import sqlite3
 import subprocess
 import time
 import uuid
@@ -34,6 +35,7 @@ ConfigT = TypeVar("ConfigT")
 CONFIG = "config.yaml"
 VERSIONS = "versions.json"
 LOG = "log.jsonl"
+_LOCK = ".lock"
 CHECKPOINT = "checkpoint"
 FORMAT = "crystal-discover checkpoint"
 FORMAT_VERSION = 1
@@ -177,9 +179,21 @@ class RunFolder:
         """Whether a checkpoint was written."""
         return (self.path / f"{CHECKPOINT}.json").exists()
 
+    def mend(self) -> None:
+        """Remove what a killed run left behind: temporary files, and a last log line without its end.
+
+        For whoever goes on with a run and has its folder `locked`: of one that is alive it would spoil files.
+        """
+        for temporary in self.path.rglob(".*.tmp"):
+            temporary.unlink()
+        log = self.path / LOG
+        if log.exists() and log.stat().st_size and not log.read_bytes().endswith(b"\n"):
+            with log.open("ab") as file:
+                file.write(b"\n")
+
     def _subfolder(self, name: str) -> Path:
         folder = self.path / name
-        _make(folder)
+        make_folder(folder)
         return folder
 
 
@@ -195,22 +209,29 @@ def create_run_folder(config: Any, *, name: str, output: str | None, argv: list[
     Raises:
         RunFolderError: If the folder holds a run already or cannot be written.
     """
-    path = Path(output) if output is not None else default_folder(name)
-    if (path / CONFIG).exists():
-        raise RunFolderError(f"{path} holds a run already; continue it with resume={path} or choose another output=DIR")
-    _make(path)
+    path = Path(output) if output is not None else new_folder(name)
+    check_new_folder(path)
     folder = RunFolder(path)
     folder.write_json(VERSIONS, {"seed": getattr(config, "seed", None), "command": argv, **describe_machine()})
     folder.write_config(config)  # last: a folder with a configuration is a run
     return folder
 
 
-def open_run_folder(path: str | Path, *, to_continue: bool = False) -> RunFolder:
-    """Return the folder of an existing run.
+def check_new_folder(path: Path) -> None:
+    """Make a folder for what is to come, if it is not there.
 
-    Args:
-        path: The folder.
-        to_continue: Remove what a killed run left half-written. Readers leave it: the run may be alive and writing.
+    Raises:
+        RunFolderError: If it holds a run already or cannot be written.
+    """
+    if (path / CONFIG).exists():
+        raise RunFolderError(
+            f"{path} holds a run already; choose another output=DIR (one of discover.run goes on with resume={path})"
+        )
+    make_folder(path)
+
+
+def open_run_folder(path: str | Path) -> RunFolder:
+    """Return the folder of an existing run.
 
     Raises:
         RunFolderError: If there is none at that path.
@@ -220,28 +241,46 @@ def open_run_folder(path: str | Path, *, to_continue: bool = False) -> RunFolder
         raise RunFolderError(f"{folder} is no folder; name one that discover.run wrote")
     if not (folder / CONFIG).exists():
         raise RunFolderError(f"{folder} holds no run ({CONFIG} is missing); name a folder that discover.run wrote")
-    if to_continue:
-        _mend(folder)
     return RunFolder(folder)
 
 
-def _mend(folder: Path) -> None:
-    """Remove what a killed run left behind: temporary files, and a last log line without its end."""
-    for temporary in folder.rglob(".*.tmp"):
-        temporary.unlink()
-    log = folder / LOG
-    if log.exists() and log.stat().st_size and not log.read_bytes().endswith(b"\n"):
-        with log.open("ab") as file:
-            file.write(b"\n")
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing in a folder, which is made; the lock ends with the process, however it ends.
+
+    Raises:
+        RunFolderError: If another process has it, or the folder cannot be written.
+    """
+    make_folder(folder)
+    with contextlib.closing(sqlite3.connect(folder / _LOCK, timeout=0.0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.Error as error:
+            raise RunFolderError(
+                f"cannot lock {folder} ({error}): another process is working there, or it cannot be written; "
+                "wait for it to end, or choose another output=DIR"
+            ) from error
+        yield
 
 
-def default_folder(name: str) -> Path:
-    """Return ``runs/<time>-<name>``, with a number behind it if that second is taken."""
+def new_folder(name: str) -> Path:
+    """Make and return ``runs/<time>-<name>``, with a number behind it if that second is taken.
+
+    Raises:
+        RunFolderError: If it cannot be made.
+    """
     stem = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')}"
+    make_folder(stem.parent)
     path, number = stem, 2
-    while path.exists():
-        path, number = stem.with_name(f"{stem.name}-{number}"), number + 1
-    return path
+    while True:
+        try:
+            path.mkdir()
+        except FileExistsError:
+            path, number = stem.with_name(f"{stem.name}-{number}"), number + 1
+        except OSError as error:
+            raise RunFolderError(f"cannot create {path}: {describe_os_error(error)}") from error
+        else:
+            return path
 
 
 def describe_machine() -> dict[str, Any]:
@@ -349,7 +388,12 @@ def _read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder, if it is not there.
+
+    Raises:
+        RunFolderError: If it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -22,9 +22,9 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from discover.errors import RunFolderError
+from discover.run_folder import locked
 
 FILE = "study.db"
-_LOCK = ".study.lock"
 _NAME = "crystal-discover"
 _SETTINGS, _REASON, _SECONDS, _FACTS = "settings", "reason", "seconds", "facts"
 _INTERRUPTED = "interrupted: the process ended before the trial did"
@@ -169,7 +169,7 @@ def open_study(
     """
     path = folder / FILE
     check_study_file(path)
-    with _locked(folder):
+    with locked(folder):
         try:
             study = _open(path, direction)
             _check_settings(study, settings, folder)
@@ -213,20 +213,6 @@ def rounded(space: Space, params: Mapping[str, Any]) -> Settings:
         for key in space
         if key in params
     }
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out; the lock ends with the process, however it ends."""
-    with closing(sqlite3.connect(folder / _LOCK, timeout=0.0, isolation_level=None)) as connection:
-        try:
-            connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.Error as error:
-            raise RunFolderError(
-                f"cannot lock {folder} ({error}): another process is tuning there, or it cannot be written; "
-                "wait for it or choose another output=DIR"
-            ) from error
-        yield
 
 
 def _open(path: Path, direction: str) -> optuna.Study:

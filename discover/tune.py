@@ -402,7 +402,7 @@ def _open_folder(config: TuneConfig, fixed: Sequence[str]) -> RunFolder:
     path = Path(config.output)
     check_study_file(path / FILE)
     if (path / CONFIG).exists():
-        folder = open_run_folder(path, to_continue=True)
+        folder = open_run_folder(path)
         folder.config(TuneConfig)  # raises if the folder is that of another command
         return folder
     words = [*_words(config), *fixed]
@@ -417,6 +417,7 @@ def _run(
     fixed: Sequence[str],
 ) -> None:
     """Run the trials with a bar, and write what is known after each."""
+    folder.mend()
     done = min(study.n_finished, config.n_trials)
     with tqdm(
         total=config.n_trials, initial=done, desc=f"tuning {config.what}", unit="trial", disable=None, file=sys.stderr
@@ -461,15 +462,17 @@ def _write(study: Study, config: TuneConfig, folder: RunFolder, fixed: Sequence[
         "trial": best.number,
         "settings": best.settings,
         "fixed": list(fixed),
-        **_how_to_use(config, fixed, best.settings),
+        **_how_to_use(config, fixed, best),
     }
     write_atomic(folder / BEST, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000))
 
 
-def _how_to_use(config: TuneConfig, fixed: Sequence[str], settings: Settings) -> dict[str, str]:
+def _how_to_use(config: TuneConfig, fixed: Sequence[str], best: TrialRecord) -> dict[str, str]:
     """Return the command, and for proxies the Python call, that trains with the settings found."""
+    settings = best.settings
     if config.what == "sampler":
         words = [*fixed, *(f"{key}={value}" for key, value in settings.items())]
+        words += [f"train.n_steps={best.facts['steps']:.0f}", f"seed={config.seed}"]  # what the trial was
         return {"command": shlex.join(["python", "-m", "discover.run", *words])}
     everything = {**dict(word.split("=", 1) for word in fixed), **settings}
     known = all_keys(TrainConfig)[0]

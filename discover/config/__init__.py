@@ -31,6 +31,7 @@ from discover.config.run import (
     ScreenConfig,
     TrainingConfig,
     absolute,
+    refuse_beside_resume,
 )
 from discover.config.structures import GenerateConfig, Pick, PredictConfig
 from discover.config.train import TrainConfig
@@ -66,5 +67,6 @@ __all__ = [
     "absolute",
     "convert_target",
     "parse_reward",
+    "refuse_beside_resume",
     "settings",
 ]

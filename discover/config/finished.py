@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pymatgen.core import Element
 
-from discover.config.checks import require
+from discover.config.checks import default_of, require
 from discover.config.run import RestrictConfig
 from discover.options import group, option
 
@@ -74,6 +74,10 @@ class ExportConfig:
         """
         require(bool(self.run), "an export needs run=DIR, the folder that discover.run wrote")
         require(self.n >= 1, f"n must be at least 1, got {self.n}")
+        require(
+            self.to in ("vasp", "espresso", "poscar") or self.n == default_of(self, "n"),
+            f"n is how many of the best; to={self.to} writes all that the store holds; drop n",
+        )
         require(self.potentials is None or self.to == "espresso", "potentials applies to to=espresso; drop it")
 
 

@@ -2,19 +2,19 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from discover.config.checks import default_of, require, user_of
 from discover.config.reward import RewardConfig
-from discover.errors import ConfigError
 from discover.options import group, option
 from envs.conventions import CRYSTAL_SYSTEMS
 from envs.restrictions import SPACES, Restrictions, restrict
 
 _LOOKS_PER_CHECK = 8
+_SQLITE = "sqlite:///"  # a path follows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +149,10 @@ class OracleConfig:
         )
         require(self.fmax > 0, f"oracle.fmax must be > 0 eV/Å, got {self.fmax}")
         require(self.max_steps >= 0, f"oracle.max_steps must be >= 0, got {self.max_steps}")
+        require(
+            self.max_steps > 0 or self.rattle == default_of(self, "rattle"),
+            "oracle.rattle is followed by a relaxation, and oracle.max_steps=0 leaves none; drop one of them",
+        )
         require(0 <= self.rattle <= 0.5, f"oracle.rattle must be in 0 to 0.5 Å, got {self.rattle}")
         relaxes = self.name in ("chgnet", "matgl") or self.second is not None
         idle = [*(() if relaxes else ("fmax", "max_steps")), *(("rattle",) if self.name != "chgnet" else ())]
@@ -385,6 +389,14 @@ class RunConfig(RewardConfig):
         require(0 <= self.seed < 2**63, f"seed must be in 0 to 2^63 - 1, got {self.seed}")
         require(self.threads >= 1, f"threads must be at least 1, got {self.threads}")
         require(
+            self.loss == "tb" or self.train.lr_log_Z == default_of(self.train, "lr_log_Z"),
+            "train.lr_log_Z is for loss=tb; drop it, or use loss=tb",
+        )
+        require(
+            self.has_prior or self.train.data_fraction in (0.0, default_of(self.train, "data_fraction")),
+            "train.data_fraction takes samples of the prior, which describes env=mp20 with Wyckoff letters; drop it",
+        )
+        require(
             not (self.mixed_valence and self.chemistry == "any"),
             "mixed_valence=on does nothing with chemistry=any, which has no charge rule; drop one of them",
         )
@@ -404,6 +416,11 @@ class RunConfig(RewardConfig):
             idle += ["oracle"] if self.oracle != OracleConfig(name="none") else []
             idle += ["rounds"] if self.rounds > 1 else []
             require(not idle, f"oracle.name=none checks nothing; drop {', '.join(idle)}")
+        by_hand = self.oracle.name == "external" and self.oracle.second is None and self.looks_per_check == 1
+        require(
+            not by_hand or self.engine == EngineConfig(),
+            "engine runs the oracle, and oracle.name=external is filled in by hand; drop engine.*",
+        )
         done, spent = self.extends or (0, 0)
         require(
             0 <= done < self.rounds,
@@ -452,12 +469,7 @@ class RunConfig(RewardConfig):
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del given["resume"], given["rounds"]
         given["oracle"] = dataclasses.replace(self.oracle, budget=None)
-        changed = [name for name, value in given.items() if value != default_of(self, name)]
-        if changed:
-            raise ConfigError(
-                f"resume={self.resume} goes on with the run's own settings, of which only rounds and oracle.budget may "
-                f"be raised; drop {', '.join(changed)}"
-            )
+        refuse_beside_resume(self.resume, [name for name, value in given.items() if value != default_of(self, name)])
 
     @staticmethod
     def upgraded(stored: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -536,10 +548,26 @@ class RunConfig(RewardConfig):
         return 0.0 if self.alpha is None else self.alpha
 
 
+def refuse_beside_resume(resume: str | None, names: Iterable[str]) -> None:
+    """Refuse settings that a run which goes on would not take.
+
+    Raises:
+        ConfigError: If there are any beside those that may be raised.
+    """
+    idle = ", ".join(name for name in names if name not in ("resume", "rounds", "oracle.budget"))
+    require(
+        not idle,
+        f"resume={resume} goes on with the run's own settings, of which only rounds and oracle.budget may be raised; "
+        f"drop {idle}",
+    )
+
+
 def absolute(config: RunConfig) -> RunConfig:
     """Return the settings with paths that hold wherever the run is resumed from."""
 
     def full(path: str | None) -> str | None:
+        if path is not None and "?" not in path:
+            path = path.removeprefix(_SQLITE)
         return path if path is None or "://" in path else str(Path(path).resolve())
 
     def folder(name: str | None) -> str | None:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from discover import run
 from discover.config import (
     EvaluateConfig,
     RestrictConfig,
@@ -9,6 +10,7 @@ from discover.config import (
     RunConfig,
     SampleConfig,
     TrainConfig,
+    absolute,
     parse_reward,
 )
 from discover.errors import ConfigError
@@ -194,6 +196,19 @@ def test_resume_needs_nothing_else_and_takes_nothing_else() -> None:
     assert run_config("resume=runs/x").resume == "runs/x"
     with pytest.raises(ConfigError, match="drop target, train"):
         run_config("resume=runs/x", "target=1.3", "train.n_steps=5")
+
+
+def test_what_a_run_would_not_take_beside_resume_is_refused_as_the_default_too() -> None:
+    with pytest.raises(ConfigError, match=r"may be raised; drop acquire\.new, reward"):
+        run.main(["resume=runs/x", "acquire.new=on", "reward=bandgap", "rounds=5"])
+
+
+def test_a_store_is_where_it_was_wherever_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given in ("labels.db", "sqlite:///labels.db", f"sqlite:///{tmp_path}/labels.db"):
+        assert absolute(run_config("reward=density", f"store={given}")).store == str(tmp_path / "labels.db")
+    server = "postgresql://host/db"
+    assert absolute(run_config("reward=density", f"store={server}")).store == server
 
 
 def test_rounds_and_budget_may_stand_beside_resume() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from discover.run_folder import (
     CONFIG,
     create_run_folder,
     load_checkpoint,
+    locked,
+    new_folder,
     open_run_folder,
     save_checkpoint,
     write_atomic,
@@ -65,6 +68,25 @@ def test_a_folder_without_a_readable_configuration_is_no_run(tmp_path: Path, con
         open_run_folder(tmp_path).config(RunConfig)
 
 
+def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+    with locked(tmp_path / "run"):
+        with pytest.raises(RunFolderError, match="another process is working there"), locked(tmp_path / "run"):
+            pass
+        with locked(tmp_path / "other"):
+            pass
+    with locked(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+
+
+def test_runs_that_start_at_once_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_folder.time, "strftime", lambda _: "now")
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(new_folder, ["x"] * 8))
+    assert len(set(folders)) == 8
+    assert all(folder.is_dir() for folder in folders)
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="nowhere"):
         open_run_folder(tmp_path / "nowhere")
@@ -109,7 +131,8 @@ def test_the_log_keeps_events_in_order_and_survives_a_cut_line(tmp_path: Path) -
     folder.log("done")
     with (folder / "log.jsonl").open("a") as file:
         file.write('{"event": "step", "ste')  # killed while writing
-    again = open_run_folder(tmp_path, to_continue=True)
+    again = open_run_folder(tmp_path)
+    again.mend()
     again.log("step", step=3)
     assert [record["step"] for record in again.read_log("step")] == [0, 1, 2, 3]
     assert [record["event"] for record in again.read_log()] == ["step", "step", "step", "done", "step"]
@@ -122,7 +145,7 @@ def test_reading_a_run_that_is_being_written_leaves_its_files_alone(tmp_path: Pa
     open_run_folder(tmp_path)
     assert (tmp_path / ".candidates.csv.1.tmp").read_text() == "half"
     assert (tmp_path / "log.jsonl").read_text() == '{"event": "st'
-    open_run_folder(tmp_path, to_continue=True)
+    open_run_folder(tmp_path).mend()
     assert not (tmp_path / ".candidates.csv.1.tmp").exists()
 
 

@@ -78,6 +78,7 @@ def test_a_study_of_the_sampler_is_written_and_continued(tmp_path: Path, capsys:
     assert command[:3] == ["python", "-m", "discover.run"]
     config = parse_args(RunConfig, command[3:])  # what is to be pasted is understood
     assert config.train.lr == best["settings"]["train.lr"]
+    assert config.train.n_steps == second.loc[best["trial"], "steps"]
     assert config.train.width == 8
     with pytest.raises(RunFolderError, match=r"target=1\.34, not target=2"):
         main([output, *tiny, "target=2", "n_trials=3"])
