@@ -25,6 +25,10 @@ class RewardError(ValueError):
     """A reward that cannot be built, or that returned something other than one finite number per crystal."""
 
 
+class TrainingError(ValueError):
+    """A training that has come to numbers that are none."""
+
+
 class RunFolderError(ValueError):
     """A run folder that cannot be created, written, read or resumed."""
 

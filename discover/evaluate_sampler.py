@@ -44,18 +44,24 @@ def evaluate_sampler(config: EvaluateConfig) -> Figures:
 
 
 def sample_figures(config: RunConfig, parts: Parts, sample: WeightedSample) -> Figures:
-    """Return validity, target, diversity and plausibility of a sample; every share is over all crystals drawn."""
+    """Return validity, target, diversity and plausibility of a sample.
+
+    Every share is over all crystals drawn, but that of SMACT over those that it decided on.
+    """
     crystals = sample.crystals
     predictions = parts.properties.predict(crystals)
     log_reward = parts.reward.from_predictions(crystals, predictions)
     table, ranked = candidate_table(crystals, predictions, log_reward, sample.log_prob, distinct=False)
-    validity = check_crystals(ranked, ionic=config.chemistry == "ionic", mixed_valence=config.mixed_valence)
+    ionic = config.chemistry == "ionic"
+    validity = check_crystals(ranked, ionic=ionic, mixed_valence=config.mixed_valence)
+    decided = validity.smact_decided
     volume = table[Column.VOLUME_PER_ATOM]
     energy = table[Column.FORMATION_ENERGY]
     wanted = wanted_property(config)
     score = table[Column.OXIDATION_SCORE].fillna(-30.0)
     return {
-        "valid_smact": float(validity.smact.mean()) if config.chemistry == "ionic" else None,
+        "valid_smact": float(validity.smact[decided].mean()) if ionic and decided.any() else None,
+        "undecided_by_smact": float(1.0 - decided.mean()),
         "valid_wyckoff": float(validity.wyckoff.mean()),
         "valid_lattice": float(validity.lattice.mean()),
         "valid": float(validity.all.mean()),

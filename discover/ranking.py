@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from ase.data import covalent_radii
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from discover.errors import CheckpointError
@@ -28,6 +28,7 @@ from envs.crystal import MAX_ATOMIC_NUMBER, CrystalBatch
 from envs.symmetry import SYMMETRY
 from envs.wyckoff_operations import is_rigid
 from policies.composition_prior import CompositionPrior
+from policies.storage import save_weights
 from proxies.elements import PROPERTIES, element_properties
 
 SHIPPED = Path(__file__).parent / "pretrained" / "ranking"
@@ -265,7 +266,7 @@ def save_ranking(stem: Path, networks: Mapping[str, RankingNetwork], about: Mapp
         for name, network in networks.items()
         for key, tensor in network.state_dict().items()
     }
-    save_file(tensors, f"{stem}.safetensors")
+    save_weights(Path(f"{stem}.safetensors"), tensors)
     content = {"kind": "ranking", "configs": {name: asdict(network.config) for name, network in networks.items()}}
     stem.with_suffix(".json").write_text(json.dumps({**content, **about}, indent=2) + "\n")
 

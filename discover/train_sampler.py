@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from discover.config import TrainingConfig
-from discover.errors import CheckpointError, ConfigError
+from discover.errors import CheckpointError, ConfigError, TrainingError
 from discover.target import SamplingTarget, Terms
 from envs.crystal import CrystalBatch
 from envs.crystal_env import CrystalEnv
@@ -184,7 +184,12 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.processes.sum_gradients([*self.policy.parameters(), self.log_Z])
-        nn.utils.clip_grad_norm_(self.policy.parameters(), _GRADIENT_NORM)
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), _GRADIENT_NORM)
+        if not bool(norm.isfinite()):
+            raise TrainingError(
+                f"the training diverged at step {self.step + 1}: the gradient is not finite. Start again with a lower "
+                f"train.lr than {self.config.lr:g}"
+            )
         self.optimiser.step()
         self.ema.update()
 

@@ -1,5 +1,6 @@
 """Independent checks of sampled crystals, by SMACT, PyXtal and plain metric rules: none shares code with the masks."""
 
+import warnings
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,6 +13,7 @@ from smact.screening import smact_validity
 
 from envs.crystal import CrystalBatch
 
+_GAVE_UP = "too many combinations"  # in the warning of SMACT, which then calls the composition invalid
 _TOLERANCE = 1e-4  # Å and degrees; sampled cells obey their lattice system to rounding
 #: Crystal systems as the last space group of each, in the order of the International Tables.
 _LAST_OF_SYSTEM = (2, 15, 74, 142, 167, 194, 230)
@@ -21,14 +23,15 @@ _LAST_OF_SYSTEM = (2, 15, 74, 142, 167, 194, 230)
 class Validity:
     """Which crystals pass each check; all (n,) bool."""
 
-    smact: NDArray[np.bool_]
+    smact: NDArray[np.bool_]  # False too where SMACT gave up
+    smact_decided: NDArray[np.bool_]  # with mixed valence it gives up on many atoms
     wyckoff: NDArray[np.bool_]
     lattice: NDArray[np.bool_]
 
     @property
     def all(self) -> NDArray[np.bool_]:
-        """Return which crystals pass every check."""
-        return self.smact & self.wyckoff & self.lattice
+        """Return which crystals pass every check that was made."""
+        return (self.smact | ~self.smact_decided) & self.wyckoff & self.lattice
 
 
 def check_crystals(crystals: CrystalBatch, *, ionic: bool, mixed_valence: bool = False) -> Validity:
@@ -42,15 +45,21 @@ def check_crystals(crystals: CrystalBatch, *, ionic: bool, mixed_valence: bool =
     formulas = crystals.formulas()
     valid = {f: _is_ionic(f, mixed_valence) if ionic else True for f in set(formulas)}
     return Validity(
-        smact=np.array([valid[f] for f in formulas], dtype=bool),
+        smact=np.array([bool(valid[f]) for f in formulas], dtype=bool),
+        smact_decided=np.array([valid[f] is not None for f in formulas], dtype=bool),
         wyckoff=_wyckoff_compatible(crystals),
         lattice=_fits_lattice_system(crystals),
     )
 
 
-def _is_ionic(formula: str, mixed_valence: bool) -> bool:
+def _is_ionic(formula: str, mixed_valence: bool) -> bool | None:
+    """Return SMACT's verdict on a formula, None where it gave up."""
     composition = Composition(formula)
-    return len(composition) > 1 and bool(smact_validity(composition, include_alloys=False, mixed_valence=mixed_valence))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        valid = bool(smact_validity(composition, include_alloys=False, mixed_valence=mixed_valence))
+    gave_up = any(_GAVE_UP in str(warning.message) for warning in caught)
+    return None if gave_up and not valid else len(composition) > 1 and valid
 
 
 @cache

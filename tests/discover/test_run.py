@@ -14,10 +14,10 @@ import pytest
 import torch
 from pymatgen.core import Structure
 
-from discover import evaluate, run, sample
+from discover import evaluate, run, sample, train_sampler
 from discover.candidates import Column
 from discover.config import RunConfig
-from discover.errors import CheckpointError
+from discover.errors import CheckpointError, TrainingError
 from discover.oracle.hull import HullError
 from discover.run_folder import open_run_folder
 from discover.validity import check_crystals
@@ -146,6 +146,13 @@ def test_the_configuration_of_a_run_is_read_back(finished: Path) -> None:
     assert config.restrict.n_elements == (2, 3)
 
 
+def test_a_training_that_diverges_says_so_and_leaves_no_broken_weights(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(train_sampler.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.nan))
+    with pytest.raises(TrainingError, match=r"diverged at step 1.*Start again with a lower train\.lr than"):
+        run.main(["reward=bandgap", "target=1.34", f"output={tmp_path / 'run'}", *TINY])
+    assert not (tmp_path / "run" / "checkpoint.json").exists()
+
+
 def test_independent_checks_find_what_is_wrong() -> None:
     def batch(
         group: int, elements: list[int], letters: list[int], counts: list[int], cell: list[float]
@@ -166,6 +173,10 @@ def test_independent_checks_find_what_is_wrong() -> None:
         batch(225, [11, 17], [0, 1], [1, 1], [5.6, 5.7, 5.6, 90, 90, 90]), ionic=True
     ).lattice.any()
     assert not check_crystals(batch(225, [11, 12], [0, 1], [1, 1], cubic), ionic=True).smact.any()
+    # SMACT gives up on Fe7O8, which says nothing about its charges.
+    wuestite = batch(1, [26] * 7 + [8] * 8, [0] * 15, [1] * 15, [5.0, 6.0, 7.0, 80.0, 85.0, 95.0])
+    checked = check_crystals(wuestite, ionic=True, mixed_valence=True)
+    assert (checked.smact_decided.tolist(), checked.smact.tolist(), checked.all.tolist()) == ([False], [False], [True])
 
 
 def test_a_dry_run_says_what_would_run_leaves_nothing_and_refuses_what_the_run_would(tmp_path: Path, capsys) -> None:
