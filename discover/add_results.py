@@ -2,11 +2,11 @@
 
 The folder has one folder per structure, named by its id, as `discover.export` wrote them. Labels go into the run's
 store under the oracle "dft", beside those that are there; a structure that has one keeps it, so energies of elements
-for Quantum ESPRESSO (`references`) belong to the first time. What has failed or is still running is named and not
-stored, so that it can be read again. What succeeded stands in for the numbers of the run's own oracle in rounds that
-have not been taught yet and, from the next ``python -m discover.run resume=DIR``, in the tables, the finalists and the
-proxies that the run leaves; with ``rounds=5 oracle.budget=100`` behind it, a run that has finished goes on and learns
-from them.
+for Quantum ESPRESSO (`references`) belong to the first time. What has failed, is still running or ran out of steps is
+named and not stored, so that it can be read again. What succeeded stands in for the numbers of the run's own oracle in
+rounds that have not been taught yet and, from the next ``python -m discover.run resume=DIR``, in the tables, the
+finalists and the proxies that the run leaves; with ``rounds=5 oracle.budget=100`` behind it, a run that has finished
+goes on and learns from them.
 """
 
 import json
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from discover.campaign import open_store, proxies_that_learn
+from discover.campaign import check_same_hull, open_store, proxies_that_learn
 from discover.campaign_records import DFT, IMPLIED_HULL, above_hull
 from discover.config import AddResultsConfig
 from discover.dft_results import read_results
@@ -38,6 +38,7 @@ def main(words: Sequence[str]) -> None:
     hull = None if file is None else Hull.load(file)
     start = proxies_that_learn(run_config.proxies) if hull is None else None
     with store:
+        check_same_hull(store, run, hull, run_config)
         candidates = {item.candidate_id: item for item in store.candidates(run)}
         proposed = {name: item.structure for name, item in candidates.items() if item.structure is not None}
         results = read_results(Path(config.data), proposed, references=config.references)
@@ -45,7 +46,8 @@ def main(words: Sequence[str]) -> None:
         for name, label in results.items():
             if label.reason:
                 print(f"{name}: {label.reason}")
-            if label.status is LabelStatus.FAILED:  # it may still be running, and what is stored stays
+            # What is stored stays: what may still be running, or can go on from where it stopped, has to wait.
+            if label.status in (LabelStatus.FAILED, LabelStatus.STEP_LIMIT):
                 found["without a result"] += 1
                 continue
             added = store.add_label(

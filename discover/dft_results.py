@@ -53,6 +53,10 @@ ESPRESSO_RESULTS = ("out/crystal.xml", "out/crystal.save/data-file-schema.xml", 
 _CUTOFF = 520.0  # eV, of MPRelaxSet
 _METALLIC = 1e-3  # eV; a smaller gap is none
 _JOB_DONE, _NOT_CONVERGED = "JOB DONE", "convergence NOT achieved"
+_NOT_DONE = "the run still goes on, or ended before it was done"
+#: How pw.x says in its XML that it has come to its end; it writes 255 after every step of a run that goes on.
+_ENDED = ("0", "2", "3")
+_RELAXATIONS = ("relax", "vc-relax")
 _OUT_OF_STEPS = "The maximum number of steps has been reached"
 #: What pymatgen calls PBE where a user asked for it by name; MP2020 knows it as "GGA".
 _RUN_TYPES = {"PBE": "GGA", "PBE+U": "GGA+U"}
@@ -345,7 +349,7 @@ def _read_espresso_output(path: Path) -> dict[str, Any]:
     if text.rfind(_NOT_CONVERGED) > text.rfind("!    total energy"):
         problem = "the electronic steps did not converge"
     elif _JOB_DONE not in text:
-        problem = "the run ended before it was done"
+        problem = _NOT_DONE
     return {
         "final": _ordered(last),
         "initial": _ordered(first),
@@ -388,7 +392,10 @@ def _read_espresso_xml(path: Path) -> dict[str, Any]:
     steps = root.findall("step")
     first = steps[0] if steps else output
     converged = output.findtext("convergence_info/scf_conv/convergence_achieved", "true").strip() == "true"
-    relaxed = output.findtext("convergence_info/opt_conv/convergence_achieved", "true").strip() == "true"
+    relaxation = root.findtext("input/control_variables/calculation", "").strip() in _RELAXATIONS
+    unsaid = "false" if relaxation else "true"
+    relaxed = output.findtext("convergence_info/opt_conv/convergence_achieved", unsaid).strip() == "true"
+    problem = "" if converged else "the electronic steps did not converge"
     return {
         "final": _xml_structure(output),
         "initial": _xml_structure(first),
@@ -397,7 +404,7 @@ def _read_espresso_xml(path: Path) -> dict[str, Any]:
         "gap": _xml_gap(output.find("band_structure")),
         "functional": _espresso_functional(output.findtext("dft/functional", "")),
         "n_steps": max(len(steps), 1),
-        "problem": "" if converged else "the electronic steps did not converge",
+        "problem": problem if root.findtext("exit_status", "0").strip() in _ENDED else _NOT_DONE,
         "unfinished": "" if relaxed else "the relaxation ran out of steps (nstep)",
     }
 

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -293,7 +294,15 @@ def pw_out(first: float = 125.0, last: float = 125.1, end: str = DONE, functiona
     return PW_OUT.format(first=f"{first:.8f}", last=f"{last:.8f}", end=end, functional=functional)
 
 
-def pw_xml(energies: list[float], *, levels: str, scf: str = "true", opt: str = "true", functional: str = "PBE") -> str:
+def pw_xml(
+    energies: list[float],
+    *,
+    levels: str,
+    scf: str = "true",
+    opt: str = "true",
+    functional: str = "PBE",
+    exit_status: int = 0,
+) -> str:
     """Return the XML file of a relaxation of halite with the given total energies in Hartree."""
     axes = "".join(f"<a{i + 1}>{a} {b} {c}</a{i + 1}>" for i, (a, b, c) in enumerate(NACL.lattice.matrix / Bohr))
     atoms = "".join(
@@ -309,12 +318,12 @@ def pw_xml(energies: list[float], *, levels: str, scf: str = "true", opt: str = 
     )
     return (
         '<qes:espresso xmlns:qes="http://www.quantum-espresso.org/ns/qes/qes-1.0">'
-        f"<input>{cell}</input>{steps}<output><convergence_info><scf_conv><convergence_achieved>{scf}"
+        f"<input><control_variables><calculation>vc-relax</calculation></control_variables>{cell}</input>{steps}<output><convergence_info><scf_conv><convergence_achieved>{scf}"
         "</convergence_achieved></scf_conv><opt_conv><convergence_achieved>"
         f"{opt}</convergence_achieved></opt_conv></convergence_info>{cell}"
         f"<dft><functional>{functional}</functional></dft>"
         f"<total_energy><etot>{energies[-1]}</etot></total_energy><band_structure>{levels}</band_structure>"
-        "</output></qes:espresso>"
+        f"</output><exit_status>{exit_status}</exit_status></qes:espresso>"
     )
 
 
@@ -344,7 +353,7 @@ def test_references_give_a_formation_energy_with_the_same_corrections(tmp_path) 
 @pytest.mark.parametrize(
     ("end", "status", "reason"),
     [
-        ("", LabelStatus.FAILED, "the run ended before it was done"),
+        ("", LabelStatus.FAILED, "the run still goes on, or ended before it was done"),
         ("     convergence NOT achieved after 200 iterations: stopping\n" + DONE, LabelStatus.FAILED, "electronic"),
         ("     The maximum number of steps has been reached.\n" + DONE, LabelStatus.STEP_LIMIT, "nstep"),
     ],
@@ -428,8 +437,13 @@ def test_only_the_functional_that_pw_names_makes_a_gap_one_of_pbe(tmp_path, writ
 def test_problems_in_the_xml_file_are_seen(tmp_path) -> None:
     failed = read_espresso(write(tmp_path / "a.xml", pw_xml([-62.5], levels="", scf="false")))
     assert failed.status is LabelStatus.FAILED
-    short = read_espresso(write(tmp_path / "b.xml", pw_xml([-62.5], levels="", opt="false")))
+    short = read_espresso(write(tmp_path / "b.xml", pw_xml([-62.5], levels="", opt="false", exit_status=3)))
     assert short.status is LabelStatus.STEP_LIMIT
+    running = read_espresso(write(tmp_path / "c.xml", pw_xml([-62.5], levels="", opt="false", exit_status=255)))
+    assert running.status is LabelStatus.FAILED
+    assert "still goes on" in running.reason
+    unsaid = re.sub("<opt_conv>.*</opt_conv>", "", pw_xml([-62.5], levels=""))
+    assert read_espresso(write(tmp_path / "d.xml", unsaid)).status is LabelStatus.STEP_LIMIT
 
 
 # --- folders -------------------------------------------------------------------------------------
