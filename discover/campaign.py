@@ -39,12 +39,13 @@ from discover.learn import DataRehearsal, Rehearsal, learn, scaled, std_factors
 from discover.nearest import Reference
 from discover.oracle.base import Label, LabelStatus, sound
 from discover.oracle.external import RESULTS, read_results, write_requests
-from discover.oracle.hull import Hull
+from discover.oracle.hull import IMPLAUSIBLE, Hull
 from discover.plots import png
 from discover.progress import FINALISTS, LABELS, ROUNDS, HitRule, label_table, round_table
 from discover.reward import build_reward
-from discover.run_folder import VERSIONS, RunFolder
+from discover.run_folder import CONFIG, VERSIONS, RunFolder
 from discover.store import Candidate, Labelled, Store
+from discover.store_database import file_of
 from discover.structure.base import NO_COORDINATES, cif_text
 from discover.train_proxy import ProxyTraining, TrainingData, digest_of, split
 from discover.train_sampler import draw_crystals
@@ -55,6 +56,8 @@ from proxies import PropertyEnsemble, load_ensemble, load_pretrained
 
 STORE = "store.sqlite"
 LEARNT = "rounds"  # folder of what each round has learnt
+_SAME_REWARD = 3  # decimals of a log reward
+_STORE_EVENT = "store"  # in the log: where the run keeps its labels
 _FINALISTS = 12  # of which every check is shown
 EXTERNAL = "external"
 _REHEARSED = 4096  # crystals of the prior
@@ -83,20 +86,29 @@ class Campaign:
 
         Raises:
             StoreError: If the store cannot be opened.
-            RunFolderError: If the run's labels are elsewhere, or its proxies have changed since it began.
+            RunFolderError: If the run's labels are elsewhere, or its proxies or hull have changed since it began.
         """
-        store, run = Store.open(_store_of(config, folder)), _run_name(folder)
-        if any((folder / name).exists() for name in (LEARNT, LABELS)) and run not in store.runs():
-            raise RunFolderError(f"the labels of {folder.path} are in another store; name it with store=")
+        has_begun = _has_begun(folder)
+        store, run = _store_of(config, folder, has_begun=has_begun)
         campaign = cls(config, folder, store, run)
         proxies = None if campaign._start is None else digest_of(campaign._start)
-        facts = {"reward": config.reward, "target": config.target, "seed": config.seed, "proxies": proxies}
+        hull = None if campaign.hull is None else campaign.hull.digest
+        facts = {
+            "reward": config.reward,
+            "target": config.target,
+            "seed": config.seed,
+            "proxies": proxies,
+            "hull": hull,
+        }
         store.start_run(campaign.run, facts)
+        if not has_begun:
+            folder.log(_STORE_EVENT, store=str(_place_of(config, folder)))
         if store.run_config(campaign.run).get("proxies", proxies) != proxies:
             raise RunFolderError(
                 f"{folder.path} began with other proxies than {config.proxies or 'those that ship with this version'}; "
                 "go on with the version that began it"
             )
+        check_same_hull(store, run, campaign.hull, config)
         return campaign
 
     def labelled(self, *, before_round: int | None = None) -> list[Labelled]:
@@ -296,7 +308,7 @@ class Campaign:
         return {item.candidate.candidate_id: item.label.formation_energy_per_atom for item in labels}
 
     def _write_finalists(self, labelled: Sequence[Labelled], table: pd.DataFrame) -> None:
-        """Write what a chemist checks of the best: hits first, then by the reward of what was measured."""
+        """Write what a chemist checks of the best."""
         best = best_first(labelled, table)[:_FINALISTS]
         second = self._second_energies(best)
         finalists = [
@@ -304,6 +316,7 @@ class Campaign:
                 name=item.candidate.candidate_id,
                 built=item.candidate.structure,
                 relaxed=structure,
+                is_relaxed=item.label.structure is not None,
                 formation_energy=item.label.formation_energy_per_atom,
                 second_energy=second.get(item.candidate.candidate_id, math.nan),
             )
@@ -333,14 +346,27 @@ def open_store(folder: RunFolder) -> tuple[Store, str, RunConfig]:
     """Return the store of a run, the run's name in it, and its settings.
 
     Raises:
-        RunFolderError: If the run has checked nothing.
+        RunFolderError: If the run has checked nothing, or its labels are elsewhere.
         StoreError: If the store cannot be opened.
     """
     config = folder.config(RunConfig)
-    where = _store_of(config, folder)
-    if isinstance(where, Path) and not where.exists():
+    if not (_has_begun(folder) or (folder / STORE).exists()):  # earlier versions said nothing of the store in the log
         raise RunFolderError(f"{folder.path} has no {STORE}: the run has checked no structure yet")
-    return Store.open(where), _run_name(folder), config
+    return *_store_of(config, folder, has_begun=True), config
+
+
+def check_same_hull(store: Store, run: str, hull: Hull | None, config: RunConfig) -> None:
+    """Fail where energies above hull of a run would be against two hulls.
+
+    Raises:
+        RunFolderError: If the file has changed since the run began.
+    """
+    now = None if hull is None else hull.digest
+    if store.run_config(run).get("hull", now) != now:
+        raise RunFolderError(
+            f"{config.oracle.hull} has changed since the run began, and energies above two hulls do not compare; put "
+            "the file back as it was, or start a new run"
+        )
 
 
 def known_labels(store: Store, run: str, oracle: str, *, before_round: int | None = None) -> list[Labelled]:
@@ -357,8 +383,22 @@ def best_labelled(store: Store, run: str, config: RunConfig) -> list[Labelled]:
 
 
 def best_first(labelled: Sequence[Labelled], table: pd.DataFrame) -> list[Labelled]:
-    """Return the labels that have a structure in the order of merit of their table."""
-    order = [] if table.empty else table.sort_values(["hit", "checked_log_reward"], ascending=False).index
+    """Return the labels that have a structure in the order of merit of their table.
+
+    Hits come first, those so far below the hull that it must lack phases as the last of them; then by the reward of
+    what was measured, and where that is the same, as it is for all that lie in a window, by the energy above hull.
+    """
+    if table.empty:
+        return []
+    merit = pd.DataFrame(
+        {
+            "hit": ~table["hit"],
+            "implausible": table["e_above_hull"] < IMPLAUSIBLE,
+            "reward": -table["checked_log_reward"].round(_SAME_REWARD),
+            "e_above_hull": table["e_above_hull"],
+        }
+    )
+    order = merit.sort_values(list(merit.columns)).index
     best = [labelled[row] for row in order if table.loc[row, "status"] != LabelStatus.FAILED]
     return [item for item in best if item.label.structure is not None or item.candidate.structure is not None]
 
@@ -368,8 +408,35 @@ def learnt_folder(folder: RunFolder, number: int) -> Path:
     return folder / LEARNT / f"{number:02d}"
 
 
-def _store_of(config: RunConfig, folder: RunFolder) -> str | Path:
+def _store_of(config: RunConfig, folder: RunFolder, *, has_begun: bool) -> tuple[Store, str]:
+    """Return the store of a run and the run's name in it; one that has begun must be there already.
+
+    Raises:
+        RunFolderError: If it is not.
+        StoreError: If the store cannot be opened.
+    """
+    place, run = _place_of(config, folder), _run_name(folder)
+    elsewhere = RunFolderError(
+        f"the labels of {folder.path} are in another store than {place}; put theirs back there, or write into "
+        f"{folder / CONFIG} where it is"
+    )
+    file = file_of(place)
+    if has_begun and file is not None and not file.exists():
+        raise elsewhere
+    store = Store.open(place)
+    if has_begun and run not in store.runs():
+        store.close()
+        raise elsewhere
+    return store, run
+
+
+def _place_of(config: RunConfig, folder: RunFolder) -> str | Path:
     return config.store if config.store is not None else folder / STORE
+
+
+def _has_begun(folder: RunFolder) -> bool:
+    """Return whether a run has been in its store."""
+    return bool(folder.read_log(_STORE_EVENT)) or any((folder / name).exists() for name in (LEARNT, LABELS))
 
 
 def _run_name(folder: RunFolder) -> str:

@@ -62,6 +62,7 @@ class Finalist:
         name: Its id.
         built: As it was proposed, None if that was not kept.
         relaxed: As it was labelled.
+        is_relaxed: Whether the oracle relaxed it; else `relaxed` is as it was proposed.
         formation_energy: eV/atom on the scale of the hull, NaN if there is none.
         second_energy: The same by another potential.
     """
@@ -69,6 +70,7 @@ class Finalist:
     name: str
     built: Structure | None
     relaxed: Structure
+    is_relaxed: bool = True
     formation_energy: float = math.nan
     second_energy: float = math.nan
 
@@ -109,6 +111,7 @@ class Checks:
         name: Its id.
         formula: Reduced.
         n_atoms: In the relaxed cell.
+        is_relaxed: Whether the oracle relaxed it; else everything is said of the structure as it was proposed.
         contact: The shortest distance for the size of its atoms, after relaxation.
         oxidation_states: Most frequent neutral assignment, such as "Ti4+ O2-"; of mixed valence one by bond valences,
             such as "Fe2+ Fe3+ O2-"; "" if there is none.
@@ -129,6 +132,7 @@ class Checks:
     name: str
     formula: str
     n_atoms: int
+    is_relaxed: bool
     contact: Contact
     oxidation_states: str
     oxidation_score: float
@@ -195,7 +199,8 @@ def check_finalist(finalist: Finalist, *, hull: Hull | None = None, nearest: Nea
 
 
 def _check(finalist: Finalist, hull: Hull | None, nearest: Nearest | None) -> Checks:
-    built, relaxed = finalist.built, finalist.relaxed
+    relaxed = finalist.relaxed
+    built = finalist.built if finalist.is_relaxed else None
     composition = relaxed.composition
     score, text, states = oxidation_states(relaxed)
     before = (None, 0.0) if built is None else symmetry(built, SYMPREC_BUILT)
@@ -206,6 +211,7 @@ def _check(finalist: Finalist, hull: Hull | None, nearest: Nearest | None) -> Ch
         name=finalist.name,
         formula=composition.reduced_formula,
         n_atoms=len(relaxed),
+        is_relaxed=finalist.is_relaxed,
         contact=shortest_contact(relaxed, states),
         oxidation_states=text,
         oxidation_score=score,
@@ -368,6 +374,8 @@ def _ionic_radii(structure: Structure, states: NDArray[np.float64]) -> NDArray[n
 
 def _remarks(checks: Checks) -> Iterator[str]:
     contact, bonds = checks.contact, checks.bond_valence
+    if not checks.is_relaxed:
+        yield "not relaxed, since the oracle gave numbers alone: distances are those of the proposal"
     if contact.ratio < SHORT:
         yield (
             f"{contact.pair} at {contact.distance:.2f} Å, {contact.ratio:.2f} of the {contact.radii} radii: "
@@ -418,6 +426,7 @@ def _row(checks: Checks) -> dict[str, Any]:
         "name": checks.name,
         "formula": checks.formula,
         "n_atoms": checks.n_atoms,
+        "is_relaxed": checks.is_relaxed,
         "shortest_over_radii": checks.contact.ratio,
         "shortest_distance": checks.contact.distance,
         "shortest_pair": checks.contact.pair,
@@ -442,6 +451,7 @@ def _row(checks: Checks) -> dict[str, Any]:
         "nearest_likeness": "" if nearest is None else str(nearest.likeness),
         "nearest_rms": math.nan if nearest is None else nearest.rms,
         "nearest_same_prototype": None if nearest is None else nearest.same_prototype,
+        "nearest_reason": "" if nearest is None else nearest.reason,
         "remarks": "; ".join(checks.remarks()),
     }
 
@@ -548,12 +558,13 @@ def _words(checks: Checks) -> Iterator[tuple[str, str]]:
 
 
 def _nearest_words(nearest: Nearest) -> str:
+    left_out = f" ({nearest.reason})" if nearest.reason else ""
     if nearest.likeness is Likeness.NONE:
-        return str(nearest.likeness)
+        return f"{nearest.likeness}{left_out}"
     ids = f"{nearest.formula} ({nearest.material_id})" if nearest.material_id else nearest.formula
     rms = f", rms {nearest.rms:.3f}" if math.isfinite(nearest.rms) else ""
     prototype = {True: ", same prototype", False: ", another prototype", None: ""}[nearest.same_prototype]
-    return f"{ids}: {nearest.likeness}{rms}{prototype}"
+    return f"{ids}: {nearest.likeness}{rms}{prototype}{left_out}"
 
 
 def _number(value: float, form: str) -> str:

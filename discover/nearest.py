@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -50,6 +50,7 @@ class Likeness(StrEnum):
     SAME_MATERIAL = "same material"  # formula and structure match
     SAME_TYPE = "same structure type"  # other elements, the structure matches
     SAME_FORMULA = "same formula, another structure"
+    NOT_COMPARED = "same formula, not compared"  # every comparison failed
     NONE = "nothing like it"
 
 
@@ -356,8 +357,11 @@ def _other_structure(
     reference: Reference, rows: Sequence[int], results: Sequence[_Comparison | TaskFailure]
 ) -> Nearest:
     """Return a material of the same formula that does not match, one of the same prototype if there is one."""
-    place = next((i for i, r in enumerate(results) if isinstance(r, _Comparison) and r.same_prototype), 0)
-    return _nearest(reference, rows[place], results[place], Likeness.SAME_FORMULA)
+    compared = [place for place, result in enumerate(results) if isinstance(result, _Comparison)]
+    alike = [place for place in compared if cast(_Comparison, results[place]).same_prototype]
+    place = next(iter([*alike, *compared]), 0)
+    likeness = Likeness.SAME_FORMULA if compared else Likeness.NOT_COMPARED
+    return _nearest(reference, rows[place], results[place], likeness)
 
 
 def _nearest(reference: Reference, row: int, result: _Comparison | TaskFailure, likeness: Likeness) -> Nearest:

@@ -79,6 +79,8 @@ def label_table(labelled: Sequence[Labelled], rule: HitRule, reward: Reward) -> 
     rows = []
     for i, item in enumerate(labelled):
         candidate, label = item.candidate, item.label
+        failed = label.status is LabelStatus.FAILED
+        structure = None if failed else label.structure or candidate.structure  # an oracle may give numbers alone
         predicted = {
             f"{prefix}_{short}{suffix}": candidate.predictions.get(f"{key}{name}", (math.nan, math.nan))[k]
             for prefix, key in (("predicted", ""), ("screened", SCREENED))
@@ -102,14 +104,14 @@ def label_table(labelled: Sequence[Labelled], rule: HitRule, reward: Reward) -> 
                 "e_above_hull": item.e_above_hull,
                 "hull": item.hull,
                 "band_gap": label.band_gap,
-                "density": math.nan if label.structure is None else float(label.structure.density),
+                "density": math.nan if structure is None else float(structure.density),
                 "space_group": candidate.space_group,
                 "space_group_before": label.space_group_before,
                 "space_group_after": label.space_group_after,
                 "n_steps": label.n_steps,
                 "seconds": label.seconds,
                 "log_reward": candidate.log_reward,
-                "checked_log_reward": float(score[i]),
+                "checked_log_reward": math.nan if failed else float(score[i]),
                 **predicted,
                 **{f"property.{key}": value for key, value in label.properties.items()},
             }

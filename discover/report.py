@@ -30,6 +30,7 @@ from discover.run_folder import RunFolder, open_run_folder
 SUMMARY = "summary.md"
 REFERENCE = "reference.parquet"
 TRAIN_EVENT, RESULT_EVENT = "train", "result"
+_SPENT = ("draws", "proxy_queries", "training_seconds")  # what a run has spent over all rounds
 _SHOWN = 20
 
 _PROPERTY_OF_REWARD = {
@@ -155,16 +156,12 @@ def write_report(folder: RunFolder) -> str:
     reference = pd.read_parquet(folder / REFERENCE) if (folder / REFERENCE).exists() else None
     wanted = wanted_property(config)
     pictures = _write_plots(folder, table, reference, wanted)
-    results = folder.read_log(RESULT_EVENT)
-    facts = (
-        {key: value for key, value in results[-1].items() if key not in ("time", "event", "round")} if results else {}
-    )
     built = {path.stem for path in folder.structures.glob("*.cif")}
     text = "\n".join(
         [
             *_asked(config),
             *_in_short(table, reference, wanted, n_built=len(built)),
-            *_facts(facts),
+            *_facts(folder.read_log(RESULT_EVENT)),
             *_checked(folder, config),
             *_best(table, built),
             *_pictures(pictures),
@@ -290,9 +287,13 @@ def _in_short(table: pd.DataFrame, reference: pd.DataFrame | None, wanted: Wante
     return ["", "## In short", "", *header, *lines]
 
 
-def _facts(facts: Mapping[str, Any]) -> list[str]:
-    if not facts:
+def _facts(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the rounds amount to: sums of what each spent, the rest of the last one."""
+    rounds = list({result.get("round", 1): result for result in results}.values())  # one that was killed logs twice
+    if not rounds:
         return []
+    facts = {key: value for key, value in rounds[-1].items() if key not in ("time", "event", "round")}
+    facts |= {key: sum(result[key] for result in rounds) for key in _SPENT if key in facts}
     return [
         "",
         "## This run",

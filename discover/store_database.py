@@ -70,6 +70,12 @@ def parse_url(url: str | Path) -> URL:
     return address.set(drivername=_DRIVERS[address.drivername])
 
 
+def file_of(url: str | Path) -> Path | None:
+    """Return the file of a store, None for one on a server; see `parse_url`."""
+    address = parse_url(url)
+    return Path(str(address.database)) if address.drivername == "sqlite" else None
+
+
 def describe(address: URL) -> str:
     """Return what messages call a store: its path, or its database and host."""
     if address.drivername == "sqlite":

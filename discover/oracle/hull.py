@@ -5,6 +5,7 @@ ships is the energy of the elements on that scale: 89 numbers of the Materials P
 doi:10.1063/1.4812323), corrected as in Wang et al. 2021 (doi:10.1038/s41598-021-94550-5).
 """
 
+import hashlib
 import math
 import sys
 import warnings
@@ -74,7 +75,7 @@ class Hull:
             Elements are at zero by definition.
 
     Raises:
-        HullError: If there is no entry.
+        HullError: If there is no entry, or a formula is none.
     """
 
     def __init__(self, energies: Mapping[str, float]) -> None:
@@ -82,11 +83,13 @@ class Hull:
             raise HullError("a hull needs at least one entry, got none")
         lowest: dict[str, tuple[Composition, float]] = {}
         for formula, energy in energies.items():
-            composition = Composition(formula)
+            composition = _composition(formula)
             reduced = composition.reduced_formula
             if reduced not in lowest or energy < lowest[reduced][1]:
                 lowest[reduced] = composition, energy
         self.formulas = frozenset(lowest)
+        #: The same for the same phases and energies, in whatever order and file.
+        self.digest = hashlib.sha256(repr(sorted((name, e) for name, (_, e) in lowest.items())).encode()).hexdigest()
         grouped: dict[tuple[str, ...], list[tuple[dict[str, float], float, str]]] = {}
         for reduced, (composition, energy) in lowest.items():
             amounts = composition.get_el_amt_dict()
@@ -109,7 +112,8 @@ class Hull:
         """Return the hull of a file, or of `entries.csv.gz` in a folder.
 
         Raises:
-            HullError: If there is no such file, or it lacks formulas, energies, or a finite number.
+            HullError: If there is no such file, or it lacks formulas, energies, or a finite number, or has a formula
+                that is none.
         """
         path = Path(path)
         path = path / ENTRIES if path.is_dir() else path
@@ -119,7 +123,7 @@ class Hull:
                 f"{' or '.join(ENERGY_COLUMNS)} (eV/atom, MP2020 corrections), or a folder with {ENTRIES}"
             )
         table = read_table(path)
-        formulas = _column(table, FORMULA_COLUMNS, path).astype(str)
+        formulas = _column(table, FORMULA_COLUMNS, path).fillna("").astype(str)
         given = _column(table, ENERGY_COLUMNS, path)
         if n_empty := int(given.isna().sum()):
             print(f"{path}: {n_empty} of {len(table)} rows have no formation energy and are left out", file=sys.stderr)
@@ -130,7 +134,10 @@ class Hull:
             raise HullError(f"{path}: row {broken[0]} ({formulas.iloc[broken[0]]}) has no finite formation energy")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pymatgen warns that helium, neon and argon have no electronegativity
-            return cls(pd.Series(energies).groupby(formulas.to_numpy()).min().to_dict())
+            try:
+                return cls(pd.Series(energies).groupby(formulas.to_numpy()).min().to_dict())
+            except HullError as error:
+                raise HullError(f"{path}: {error}") from error
 
     def energy(self, composition: Composition) -> float:
         """Return the hull's formation energy in eV/atom at a composition; NaN if it lacks one of its elements.
@@ -200,6 +207,16 @@ class Hull:
                         formulas.extend(group.formulas)
             self._systems[elements] = _Phases(np.concatenate(fractions), np.concatenate(energies), tuple(formulas))
         return self._systems[elements]
+
+
+def _composition(formula: str) -> Composition:
+    try:
+        composition = Composition(formula)
+    except ValueError:
+        composition = Composition()
+    if not composition or not composition.valid:
+        raise HullError(f"{formula!r} is no chemical formula; correct it, or leave the row out")
+    return composition
 
 
 def _column(table: pd.DataFrame, names: tuple[str, ...], path: Path) -> pd.Series:

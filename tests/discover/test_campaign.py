@@ -18,10 +18,10 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from pymatgen.core import Structure
+from pymatgen.core import Lattice, Structure
 
-from discover import campaign, run, sample
-from discover.campaign import STORE, check_campaign
+from discover import add_results, campaign, run, sample
+from discover.campaign import STORE, best_first, check_campaign
 from discover.campaign_records import (
     DFT,
     IMPLIED_HULL,
@@ -47,6 +47,7 @@ from envs.crystal import CrystalBatch
 from proxies import PropertyEnsemble, load_pretrained
 from proxies.base import Prediction
 
+NACL = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 TINY = [
     "reward=stability",
     "train.n_steps=3",
@@ -176,7 +177,7 @@ def test_chgnet_checks_structures_by_default(tmp_path: Path) -> None:
     with_looks = PropertyEnsemble.load(taught).predict_all(rows)["formation_energy_per_atom"].mean
     shutil.rmtree(taught.parent)
     config = replace(open_run_folder(tmp_path / "run").config(RunConfig), learn=LearnConfig(looks=False))
-    open_run_folder(tmp_path / "run", to_continue=True).write_config(config)
+    open_run_folder(tmp_path / "run").write_config(config)
     run.main([f"resume={tmp_path / 'run'}"])
     without = PropertyEnsemble.load(taught).predict_all(rows)["formation_energy_per_atom"].mean
     assert not torch.equal(with_looks, without)
@@ -307,6 +308,10 @@ def test_what_many_candidates_reach_alike_is_drawn_and_what_is_extreme_taken_bes
         (["acquire.temperature=-1"], "acquire.temperature must be a number >= 0"),
         (["acquire.temperature=1", "acquire.name=random"], "has no score to draw by"),
         (["oracle.rattle=2"], "oracle.rattle must be in 0 to 0.5"),
+        (["oracle.rattle=0.1", "oracle.max_steps=0"], "oracle.max_steps=0 leaves none"),
+        (["oracle.name=external", "engine.workers=3"], "is filled in by hand; drop engine"),
+        (["train.lr_log_Z=0.2"], "train.lr_log_Z is for loss=tb"),
+        (["env=crystal_gfn", "train.data_fraction=0.3"], "train.data_fraction takes samples of the prior"),
         (["oracle.name=external", "oracle.fmax=0.2"], "oracle.fmax would do nothing with oracle.name=external"),
         (["reference=nowhere.csv"], "nowhere.csv: no such file"),
         (["store=postgresql://me:secret@host/db"], "holds a password"),
@@ -538,3 +543,35 @@ def test_few_formulas_do_not_keep_a_round_from_its_budget(oracle_here: Path) -> 
     narrow = ["restrict.elements=[Mg,O]", "acquire.new=off", "acquire.per_formula=1", "acquire.per_system=1"]
     run.main([*words, *narrow, "oracle.budget=8", f"output={oracle_here / 'oxides'}"])
     assert (labels(oracle_here / "oxides")["status"] == "given").sum() == 8
+
+
+def test_a_run_does_not_go_on_with_another_hull(oracle_here: Path) -> None:
+    folder, hull = oracle_here / "run", oracle_here / "hull.csv"
+    rows = ["formula,e_form", "NaCl,-2.1", "MgO,-3.0", "Al2O3,-3.4", "MgS,-1.8", "Na2O,-1.4"]
+    hull.write_text("\n".join(rows))
+    run.main([*TINY, f"oracle.hull={hull}", f"output={folder}"])
+    hull.write_text("\n".join([rows[0], *reversed(rows[1:])]))  # the same phases
+    run.main([f"resume={folder}"])
+    hull.write_text("\n".join([*rows, "Na2S,-1.2"]))
+    for again in (lambda: run.main([f"resume={folder}"]), lambda: add_results.main([f"run={folder}", "data=x"])):
+        with pytest.raises(RunFolderError, match="energies above two hulls do not compare"):
+            again()
+
+
+def test_of_hits_with_one_reward_the_most_stable_come_first_and_holes_of_the_hull_last() -> None:
+    names = {"a": -1.95, "b": -2.02, "c": -1.99, "deep": -2.6, "far": -1.0, "failed": math.nan}
+    items = [labelled(name, 1, energy=energy, gap=1.3) for name, energy in names.items() if name != "failed"]
+    items.append(labelled("failed", 1, energy=math.nan, status="failed"))
+    table = label_table(items, HitRule(0.1, {"bandgap": (1.34, 0.25)}), NoReward())
+    built = [replace(item, candidate=replace(item.candidate, structure=NACL)) for item in items]
+    assert [item.candidate.candidate_id for item in best_first(built, table)] == ["b", "c", "a", "deep", "far"]
+
+
+def test_a_density_is_that_of_the_proposal_where_the_oracle_gives_numbers_alone() -> None:
+    (item,) = [labelled("a", 1, energy=-1.95, gap=1.3)]
+    item = replace(item, candidate=replace(item.candidate, structure=NACL))
+    rule = HitRule(0.1, {"density": (float(NACL.density), 0.25)})
+    table = label_table([item, labelled("b", 1, energy=math.nan, status="failed")], rule, NoReward())
+    assert table["hit"].tolist() == [True, False]
+    assert table["checked_log_reward"].isna().tolist() == [False, True]
+    assert math.isnan(round_table(table[1:])["best_checked_log_reward"][0])

@@ -12,7 +12,7 @@ from discover.campaign import open_store
 from discover.dft_results import DftError
 from discover.errors import ConfigError, RunFolderError
 from discover.oracle.base import Label, LabelStatus
-from discover.run_folder import open_run_folder
+from discover.run_folder import locked, open_run_folder
 
 ORACLE = """
 from discover.oracle.base import Label, LabelStatus
@@ -53,6 +53,19 @@ def test_a_run_without_its_store_is_not_begun_again(
     for more in ([], ["rounds=2", "oracle.budget=4"]):
         with pytest.raises(RunFolderError, match="are in another store"):
             run.main([f"resume={folder}", *more])
+    (folder / "labels.csv").unlink()  # as after a kill in the first round
+    for again in (run.main, export.main):
+        with pytest.raises(RunFolderError, match="are in another store"):
+            again([f"resume={folder}" if again is run.main else f"run={folder}"])
+        assert not (folder / "store.sqlite").exists()
+
+
+def test_two_processes_do_not_go_on_with_one_run(finished: Path) -> None:
+    with (
+        locked(finished),
+        pytest.raises(RunFolderError, match="another process is working there"),
+    ):
+        run.main([f"resume={finished}"])
 
 
 def test_what_has_only_a_number_is_exported_as_it_was_proposed(
@@ -83,6 +96,11 @@ def test_results_from_outside_become_labels_once_they_are_there(
     assert '"without a result": 1' in capsys.readouterr().out
     assert oracles() == ["callable"]
     found = Label(status=LabelStatus.CONVERGED, formation_energy_per_atom=-2.0)
+    unfinished = replace(found, status=LabelStatus.STEP_LIMIT)
+    with monkeypatch.context() as patched:
+        patched.setattr(add_results, "read_results", lambda *_, **__: {checked: unfinished})
+        add_results.main(words)
+    assert oracles() == ["callable"]  # it may be continued
     with monkeypatch.context() as patched:
         patched.setattr(add_results, "read_results", lambda *_, **__: {checked: found})
         for expected in ('"converged": 1', '"known already": 1'):
@@ -112,6 +130,8 @@ def test_energies_of_elements_reach_the_results_of_quantum_espresso(
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs run=DIR"):
         export.main([])
+    with pytest.raises(ConfigError, match="writes all that the store holds; drop n"):
+        export.main(["run=x", "to=parquet", "n=50"])
     words = ["reward=density", "train.n_steps=1", "train.batch_size=8", "n_candidates=4", "n_structures=0"]
     run.main([*words, "oracle.name=none", f"output={tmp_path / 'run'}"])
     with pytest.raises(RunFolderError, match=r"checked no structure"):

@@ -16,7 +16,7 @@ from discover.finalists import (
     html_page,
     markdown_table,
 )
-from discover.nearest import Likeness, Reference
+from discover.nearest import Likeness, Nearest, Reference
 from discover.oracle.hull import Hull
 from discover.structure.base import cif_text
 
@@ -111,6 +111,20 @@ def test_a_stretched_crystal_is_unstable_by_its_bond_valences() -> None:
     assert checks.volume_change == pytest.approx(1.25**3 - 1)
     assert any("standard deviations" in remark for remark in checks.remarks())
     assert any("volume by +95 %" in remark for remark in checks.remarks())
+
+
+def test_what_nobody_relaxed_is_said_to_be_as_it_was_proposed() -> None:
+    checks = check_finalist(Finalist(name="x", built=NACL, relaxed=NACL, is_relaxed=False))
+    assert checks.symmetry is SymmetryChange.UNKNOWN
+    assert math.isnan(checks.volume_change)
+    assert "not relaxed, since the oracle gave numbers alone" in checks.remarks()[0]
+
+
+def test_comparisons_that_were_not_made_are_said() -> None:
+    nearest = Nearest(likeness=Likeness.NOT_COMPARED, formula="NaCl", reason="1 comparisons failed, first: too slow")
+    checks = check_finalist(Finalist(name="x", built=NACL, relaxed=NACL), nearest=nearest)
+    assert "NaCl: same formula, not compared (1 comparisons failed, first: too slow)" in markdown_table([checks])
+    assert checks_table([checks])["nearest_reason"][0] == nearest.reason
 
 
 def test_atoms_that_are_too_close_are_remarked() -> None:

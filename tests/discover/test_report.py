@@ -10,7 +10,15 @@ from discover.candidates import candidate_table, read_candidates, write_candidat
 from discover.config import RewardConfig, RunConfig
 from discover.errors import RunFolderError
 from discover.options import parse_args
-from discover.report import ROUND_HEADER, element_shares, main, wanted_property, write_reference, write_report
+from discover.report import (
+    RESULT_EVENT,
+    ROUND_HEADER,
+    element_shares,
+    main,
+    wanted_property,
+    write_reference,
+    write_report,
+)
 from discover.run_folder import RunFolder, create_run_folder
 from discover.structure.base import cif_text
 from discover.structure.random_baseline import RandomCoordinates
@@ -84,6 +92,15 @@ def test_energies_that_a_hull_with_holes_gives_are_named(tmp_path: Path) -> None
         folder.write("finalists.md", "")
         write_report(folder)
         assert (words in (folder / "summary.md").read_text()) == bool(given)
+
+
+def test_what_rounds_have_spent_is_added_up(folder: RunFolder) -> None:
+    for number, seconds in ((1, 5.0), (1, 1.0), (2, 2.5)):  # the first was killed after its event
+        folder.log(RESULT_EVENT, round=number, proxy_queries=100, training_seconds=seconds, candidates=number)
+    text = write_report(folder)
+    assert "| proxy_queries | 200 |" in text
+    assert "| training_seconds | 3.5 |" in text
+    assert "| candidates | 2 |" in text
 
 
 def test_a_run_without_candidates_says_how_to_get_them(tmp_path: Path) -> None:

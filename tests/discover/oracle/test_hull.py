@@ -65,6 +65,10 @@ def test_a_file_is_read_and_its_mistakes_are_named(tmp_path, capsys) -> None:
     pd.DataFrame({"formula": ["NaCl", "KCl"], "e_form": [-2.0, None]}).to_csv(file, index=False)
     assert Hull.load(tmp_path).formulas == {"NaCl"}
     assert "1 of 2 rows have no formation energy" in capsys.readouterr().err
+    for wrong in ("NaCl-alpha", "Xx2O", None):
+        pd.DataFrame({"formula": ["KCl", wrong], "e_form": [-2.0, -1.0]}).to_csv(file, index=False)
+        with pytest.raises(HullError, match=rf"entries.csv.gz: '{wrong or ''}' is no chemical formula"):
+            Hull.load(file)
     pd.DataFrame({"formula": ["NaCl"], "energy": [-2.0]}).to_csv(file, index=False)
     with pytest.raises(HullError, match="no column e_form"):
         Hull.load(file)
@@ -80,3 +84,9 @@ def test_formation_energy_subtracts_the_elements() -> None:
     expected = -4.0 - (references["Na"] + references["Cl"]) / 2
     assert formation_energy_per_atom(Composition("Na2Cl2"), -4.0) == pytest.approx(expected)
     assert math.isnan(formation_energy_per_atom(Composition("PoLr"), -4.0))
+
+
+def test_a_digest_knows_phases_and_energies_and_no_order() -> None:
+    hull = Hull({"NaCl": -2.0, "KCl": -2.2})
+    assert Hull({"KCl": -2.2, "Na2Cl2": -2.0}).digest == hull.digest
+    assert Hull({"NaCl": -2.0, "KCl": -2.21}).digest != hull.digest
