@@ -350,7 +350,8 @@ def open_store(folder: RunFolder) -> tuple[Store, str, RunConfig]:
         StoreError: If the store cannot be opened.
     """
     config = folder.config(RunConfig)
-    if not (_has_begun(folder) or (folder / STORE).exists()):  # earlier versions said nothing of the store in the log
+    # Earlier versions said nothing of the store in the log.
+    if not (_has_begun(folder) or config.store is not None or (folder / STORE).exists()):
         raise RunFolderError(f"{folder.path} has no {STORE}: the run has checked no structure yet")
     return *_store_of(config, folder, has_begun=True), config
 

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 LABELS = ("formation_energy_per_atom", "band_gap", "e_above_hull")
 REQUIRED_COLUMNS = ("material_id", "cif")
-PREPARATION_VERSION = 2  # part of the cache key: raise it when prepared arrays change
+PREPARATION_VERSION = 3  # part of the cache key: raise it when prepared arrays change
 SYMPRECS = (0.1, 0.01)  # Å; 0.1 is what the Materials Project and MP-20 use
 _CHUNK = 256
 _MIN_ROWS_FOR_POOL = 1024  # starting workers takes longer than this many rows

@@ -141,7 +141,7 @@ def fetch(config: FetchConfig) -> list[Path]:
     if config.name == "materials_project":
         path, hull = folder / "materials_project.csv", folder / ENTRIES
         key = os.environ.get(_KEY_VARIABLE, "")
-        if path.exists() and config.max_atoms is not None:
+        if path.exists() and hull.exists() and config.max_atoms is not None:
             raise FetchError(f"{path} is there already, of whatever size it was fetched; delete it to use max_atoms")
         if not path.exists():
             write_atomic(path, _csv_text(materials_project_rows(key, config.max_atoms or 20), _COLUMNS))

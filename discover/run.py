@@ -270,7 +270,8 @@ def main(words: Sequence[str]) -> None:
         help_to_train(processes)
         return
     if config.resume is not None:
-        refuse_beside_resume(config.resume, (word.partition("=")[0] for word in words))
+        # As a group, oracle may hold the budget alone; the configuration has looked for anything else in it.
+        refuse_beside_resume(config.resume, [name for word in words if (name := word.partition("=")[0]) != "oracle"])
         folder = open_run_folder(config.resume)
         with locked(folder.path):
             folder.mend()

@@ -252,8 +252,10 @@ def locked(folder: Path) -> Iterator[None]:
         RunFolderError: If another process has it, or the folder cannot be written.
     """
     make_folder(folder)
-    with contextlib.closing(sqlite3.connect(folder / _LOCK, timeout=0.0, isolation_level=None)) as connection:
+    with contextlib.ExitStack() as opened:
         try:
+            connection = sqlite3.connect(folder / _LOCK, timeout=0.0, isolation_level=None)
+            opened.enter_context(contextlib.closing(connection))
             connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as error:
             raise RunFolderError(

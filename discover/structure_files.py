@@ -40,11 +40,13 @@ _EXTXYZ_SUFFIXES = (".extxyz", ".xyz")
 _CELL_KEYS = tuple(
     f"_cell_{name}" for name in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
 )
-#: A line before the atoms of a P1 CIF as pymatgen and `plain_cif` write it; any other line may mean more symmetry.
+#: A line before the atoms of a P1 CIF as pymatgen, ASE and `plain_cif` write it; any other may mean more symmetry.
 _IN_PLAIN_CIF = re.compile(
-    r"""|\#.*|data_.*|loop_|_cell_\S+\s+\S+|_chemical_\S+\s+.+
-    |_symmetry_space_group_name_H-M\s+(['"]?)P\s*1\1|_symmetry_Int_Tables_number\s+1
-    |_symmetry_equiv_pos_(?:site_id|as_xyz)|(?:1\s+)?(['"]?)\s*x\s*,\s*y\s*,\s*z\s*\2""",
+    r"""|\#.*|data_.*|loop_|_cell_\S+\s+\S+|_(?:chemical|audit|citation|journal|symmetry_cell)_\S+\s+.+
+    |_(?:symmetry_space_group_name_H-M|space_group_name_H-M_alt)\s+(['"]?)P\s*1\1
+    |_(?:symmetry_Int_Tables|space_group_IT)_number\s+1
+    |_symmetry_equiv_pos_(?:site_id|as_xyz)|_space_group_symop_(?:id|operation_xyz)
+    |(?:1\s+)?(['"]?)\s*x\s*,\s*y\s*,\s*z\s*\2""",
     re.VERBOSE,
 )
 

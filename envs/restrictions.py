@@ -176,6 +176,8 @@ def _restrict_elements(space: Space, restrictions: Restrictions) -> Space:
     if outside:
         raise RestrictionError(f"restrict.required names {', '.join(outside)}, which restrict.elements leaves out")
     before = space.elements if space.allowed is None else space.allowed
+    if gone := sorted(named - set(before)):
+        raise RestrictionError(f"{', '.join(gone)} were left out before, and what is left out stays so; name others")
     allowed = tuple(s for s in before if s not in excluded and (wanted is None or s in wanted))
     if not allowed:
         raise RestrictionError(f"restrict.elements and restrict.exclude leave no element of {', '.join(before)}")

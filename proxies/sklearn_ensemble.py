@@ -195,7 +195,10 @@ class TreeEnsemble:
                 forests[name] = Forest(**{k: v if v.is_floating_point() else v.long() for k, v in arrays.items()})
             std = {name: StdCalibration.from_json(item) for name, item in description["std"].items()}
             metal = LogitCalibration.from_json(description["metal"])
-            return cls(forests, std, metal, tensors["properties"], tensors["log_volumes"])
+            properties = tensors.get("properties")  # the first trees were saved without it, from the table of today
+            if properties is None:
+                properties = torch.from_numpy(np.array(element_properties()))
+            return cls(forests, std, metal, properties, tensors["log_volumes"])
         except (StorageError, KeyError, TypeError) as error:
             raise ProxyError(f"{folder} holds no readable tree ensemble ({error}); train it again") from error
 

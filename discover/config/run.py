@@ -150,7 +150,7 @@ class OracleConfig:
         require(self.fmax > 0, f"oracle.fmax must be > 0 eV/Å, got {self.fmax}")
         require(self.max_steps >= 0, f"oracle.max_steps must be >= 0, got {self.max_steps}")
         require(
-            self.max_steps > 0 or self.rattle == default_of(self, "rattle"),
+            self.max_steps > 0 or self.rattle in (0.0, default_of(self, "rattle")),
             "oracle.rattle is followed by a relaxation, and oracle.max_steps=0 leaves none; drop one of them",
         )
         require(0 <= self.rattle <= 0.5, f"oracle.rattle must be in 0 to 0.5 Å, got {self.rattle}")
@@ -475,9 +475,12 @@ class RunConfig(RewardConfig):
     def upgraded(stored: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the settings of an earlier version as this one takes them: candidates are chosen as they were then.
 
+        What nothing read, and is refused today, is left out.
+
         Args:
             stored: The tree of a `config.yaml`.
         """
+        stored = {**stored, **_without_idle(stored)}
         acquire = stored.get("acquire", {})
         if "temperature" in acquire:
             return stored
@@ -548,8 +551,27 @@ class RunConfig(RewardConfig):
         return 0.0 if self.alpha is None else self.alpha
 
 
+def _without_idle(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the groups of earlier settings without what had no effect."""
+    train, oracle, engine = (dict(stored.get(name, {})) for name in ("train", "oracle", "engine"))
+    if stored.get("loss") != "tb":
+        train.pop("lr_log_Z", None)
+    if stored.get("env") == "crystal_gfn" or stored.get("wyckoff") is False:
+        train.pop("data_fraction", None)
+    if oracle.get("max_steps") == 0:
+        oracle.pop("rattle", None)
+    looks = stored.get("screen", {}).get("per_check") or 1
+    if oracle.get("name") == "external" and oracle.get("second") is None and looks == 1:
+        engine = {}
+    return {name: group for name, group in (("train", train), ("oracle", oracle), ("engine", engine)) if name in stored}
+
+
 def refuse_beside_resume(resume: str | None, names: Iterable[str]) -> None:
     """Refuse settings that a run which goes on would not take.
+
+    Args:
+        resume: Its folder.
+        names: Of the settings, or of their groups.
 
     Raises:
         ConfigError: If there are any beside those that may be raised.

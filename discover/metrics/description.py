@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 SYMPREC = 0.1  # Å; what the Materials Project and the published distances use
 DESCRIPTION_VERSION = 2  # part of the cache key: raise it when descriptions change
 _TIME_LIMIT = 60.0  # s per structure
+_KILLED = "killed"  # name in the cache of the rows that are to be tried again
 _MIN_FOR_POOL = 200  # starting workers takes longer than fewer structures
 
 
@@ -65,8 +66,8 @@ def describe(
 
 def _describe(
     structures: Sequence[Structure | None], *, n_workers: int, progress: bool, name: str
-) -> tuple[Descriptions, bool]:
-    """Return the descriptions, and whether another try would give the same."""
+) -> tuple[Descriptions, NDArray[np.int64]]:
+    """Return the descriptions, and (k,) rows whose worker was killed: another time it may come to its end."""
     present = {row: structure for row, structure in enumerate(structures) if structure is not None}
     results = map_in_workers(
         _describe_one,
@@ -90,8 +91,8 @@ def _describe(
         listed = "\n".join(failures[:5])
         logger.warning("%d of %d %s have no fingerprint, first:\n%s", len(failures), n, name, listed)
     structure, composition, rest = np.split(table, [N_STRUCTURE_FEATURES, width - 3], axis=1)
-    is_final = not any(isinstance(result, TaskFailure) and result.may_pass for result in results)
-    return Descriptions(structure, composition, *rest.T), is_final
+    killed = [row for row, r in zip(present, results, strict=True) if isinstance(r, TaskFailure) and r.may_pass]
+    return Descriptions(structure, composition, *rest.T), np.array(killed, dtype=np.int64)
 
 
 def describe_file(
@@ -104,7 +105,7 @@ def describe_file(
 ) -> Descriptions:
     """Return the descriptions of structures of a data file, from the cache if they were computed before.
 
-    They are not kept where a worker was killed, as on a busy machine: another time it may come to its end.
+    Those whose worker was killed before, as on a busy machine, are tried again.
 
     Args:
         path: The file or folder that the structures were read from; its content is the cache's key.
@@ -116,12 +117,20 @@ def describe_file(
     kept = cache_directory() / "descriptions" / f"{_key(path, selection)}.npz"
     if kept.is_file():
         with np.load(kept, allow_pickle=False) as stored:
-            return Descriptions(**{field.name: stored[field.name] for field in fields(Descriptions)})
-    found, is_final = _describe(structures, n_workers=n_workers, progress=progress, name=path.name)
-    if not is_final:
-        return found
+            found = Descriptions(**{field.name: stored[field.name] for field in fields(Descriptions)})
+            rows = stored[_KILLED]
+        if not len(rows):
+            return found
+        chosen = [structures[row] for row in rows.tolist()]
+        again, killed = _describe(chosen, n_workers=n_workers, progress=progress, name=f"{path.name}, once more")
+        for field in fields(Descriptions):
+            getattr(found, field.name)[rows] = getattr(again, field.name)
+        killed = rows[killed]
+    else:
+        found, killed = _describe(structures, n_workers=n_workers, progress=progress, name=path.name)
+    arrays = {field.name: getattr(found, field.name) for field in fields(Descriptions)}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **{f.name: getattr(found, f.name) for f in fields(found)})
+    np.savez_compressed(buffer, allow_pickle=False, **arrays, **{_KILLED: killed})
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(kept, buffer.getvalue())

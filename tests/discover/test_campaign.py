@@ -267,6 +267,25 @@ def test_settings_of_earlier_versions_are_read_as_they_were_meant(tmp_path: Path
         assert (read.acquire.temperature, read.acquire.explore) == wanted
 
 
+@pytest.mark.parametrize(
+    ("words", "group", "idle"),
+    [
+        (["reward=density"], "train", {"lr_log_Z": 0.5}),
+        (["reward=density", "env=crystal_gfn"], "train", {"data_fraction": 0.1}),
+        (["reward=density", "oracle.max_steps=0"], "oracle", {"rattle": 0.1}),
+        (["reward=density", "oracle.name=external"], "engine", {"workers": 3}),
+    ],
+)
+def test_settings_that_nothing_read_do_not_close_runs_of_earlier_versions(
+    words: list[str], group: str, idle: dict[str, Any], tmp_path: Path
+) -> None:
+    stored = json.loads(json.dumps(dataclasses.asdict(parse_args(RunConfig, words))))
+    stored[group] |= idle
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(stored))
+    assert load_yaml(RunConfig, path) == parse_args(RunConfig, words)
+
+
 def test_without_an_oracle_nothing_is_checked(oracle_here: Path) -> None:
     folder = oracle_here / "plain"
     words = [w for w in TINY if not w.startswith(("oracle", "rounds", "learn", "engine"))]

@@ -13,7 +13,7 @@ from discover.config import (
     absolute,
     parse_reward,
 )
-from discover.errors import ConfigError
+from discover.errors import ConfigError, RunFolderError
 from discover.options import dump_yaml, help_text, load_yaml, parse_args
 from envs.errors import RestrictionError
 
@@ -201,6 +201,8 @@ def test_resume_needs_nothing_else_and_takes_nothing_else() -> None:
 def test_what_a_run_would_not_take_beside_resume_is_refused_as_the_default_too() -> None:
     with pytest.raises(ConfigError, match=r"may be raised; drop acquire\.new, reward"):
         run.main(["resume=runs/x", "acquire.new=on", "reward=bandgap", "rounds=5"])
+    with pytest.raises(RunFolderError, match="runs/x is no folder"):  # so the budget was taken
+        run.main(["resume=runs/x", "oracle={budget: 9}", "rounds=5"])
 
 
 def test_a_store_is_where_it_was_wherever_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

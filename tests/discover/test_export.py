@@ -9,6 +9,7 @@ import pytest
 
 from discover import add_results, export, run
 from discover.campaign import open_store
+from discover.config import RunConfig
 from discover.dft_results import DftError
 from discover.errors import ConfigError, RunFolderError
 from discover.oracle.base import Label, LabelStatus
@@ -58,6 +59,22 @@ def test_a_run_without_its_store_is_not_begun_again(
         with pytest.raises(RunFolderError, match="are in another store"):
             again([f"resume={folder}" if again is run.main else f"run={folder}"])
         assert not (folder / "store.sqlite").exists()
+
+
+def test_a_run_that_did_not_log_its_store_is_read(finished: Path, tmp_path: Path) -> None:
+    """Earlier versions did not, and such a run may have been killed in its first round."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "labels.csv").unlink()
+    (folder / "log.jsonl").unlink()
+    shared = tmp_path / "shared.sqlite"
+    for place in (None, shared):
+        if place is not None:
+            (folder / "store.sqlite").rename(place)
+            config = open_run_folder(folder).config(RunConfig)
+            open_run_folder(folder).write_config(replace(config, store=str(place)))
+        store, name, _ = open_store(open_run_folder(folder))
+        with store:
+            assert store.runs() == [name]
 
 
 def test_two_processes_do_not_go_on_with_one_run(finished: Path) -> None:

@@ -205,7 +205,8 @@ def test_a_page_that_breaks_off_is_asked_for_again(server: str) -> None:
 
 def test_a_size_is_not_ignored_where_a_file_is_there(tmp_path: Path) -> None:
     (tmp_path / "materials_project").mkdir()
-    (tmp_path / "materials_project" / "materials_project.csv").write_text("")
+    for name in ("materials_project.csv", "entries.csv.gz"):
+        (tmp_path / "materials_project" / name).write_text("")
     with pytest.raises(FetchError, match="delete it to use max_atoms"):
         fetch(FetchConfig(name="materials_project", output=str(tmp_path), max_atoms=50))
 

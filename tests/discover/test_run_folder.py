@@ -78,6 +78,12 @@ def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
         assert (tmp_path / "run").is_dir()
 
 
+def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(RunFolderError, match="cannot lock"), locked(tmp_path):
+        pass
+
+
 def test_runs_that_start_at_once_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run_folder.time, "strftime", lambda _: "now")

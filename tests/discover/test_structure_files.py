@@ -1,6 +1,7 @@
 """Structures from CIF folders and extxyz files: good ones come back as they are, bad ones are named."""
 
 import contextlib
+import io
 import logging
 import re
 import warnings
@@ -63,6 +64,15 @@ def test_symmetry_is_read_in_every_spelling(text: str) -> None:
     _, _, numbers = read_cif(text)
     assert sorted(numbers.tolist()) == sorted(site.specie.Z for site in expected)
     assert len(numbers) == 8
+
+
+def test_overlapping_atoms_are_read_where_they_may_whoever_wrote_them() -> None:
+    buffer = io.BytesIO()
+    ase.io.write(buffer, ase.Atoms("NaCl", positions=np.zeros((2, 3)), cell=[4, 4, 4], pbc=True), format="cif")
+    text = buffer.getvalue().decode()
+    assert sorted(read_cif(text, overlaps=True)[2].tolist()) == [11, 17]
+    with pytest.raises(DataError, match="atoms 0 and 1 overlap"):
+        read_cif(text)
 
 
 def test_symbols_in_capitals_are_not_cut() -> None:

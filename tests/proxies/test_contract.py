@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -147,6 +148,14 @@ def test_trees_are_saved_as_arrays_and_read_back(small_trees: TreeEnsemble, tmp_
     monkeypatch.setattr(sklearn_ensemble, "element_properties", lambda: 1.1 * element_properties())  # other releases
     for name, prediction in small_trees.predict_all(crystals).items():
         assert torch.equal(moments(prediction), moments(again.predict_all(crystals)[name]))
+
+
+def test_trees_of_before_read_the_table_of_today(small_trees: TreeEnsemble, tmp_path) -> None:
+    small_trees.save(tmp_path)
+    tensors = load_file(tmp_path / "trees.safetensors")
+    del tensors["properties"]
+    save_file(tensors, tmp_path / "trees.safetensors")
+    assert torch.equal(load_ensemble(tmp_path).properties, small_trees.properties)
 
 
 def test_a_folder_of_trees_and_networks_is_refused(small_trees: TreeEnsemble, tmp_path) -> None:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
@@ -33,7 +35,19 @@ def test_descriptions_of_a_file_are_kept_and_belong_to_its_content(tmp_path, mon
 def test_what_was_killed_is_tried_again_and_what_cannot_be_read_is_not(tmp_path, monkeypatch, may_pass: bool) -> None:
     monkeypatch.setenv("CRYSTAL_DISCOVER_CACHE", str(tmp_path / "cache"))
     (tmp_path / "data.csv").write_text("one")
-    with monkeypatch.context() as patched:
-        patched.setattr(description, "map_in_workers", lambda *_, **__: [TaskFailure("x", may_pass=may_pass)])
-        assert not describe_file(tmp_path / "data.csv", [ROCK_SALT]).complete.any()
-    assert describe_file(tmp_path / "data.csv", [ROCK_SALT], n_workers=0).complete.all() == may_pass
+    structures = [ROCK_SALT, None, ROCK_SALT]
+    real, tried = description.map_in_workers, []
+
+    def fail_last(function: Any, tasks: list[Structure], **options: Any) -> list[Any]:
+        tried.append(len(tasks))
+        return [*real(function, tasks[:-1], **options), TaskFailure("x", may_pass=may_pass)]
+
+    monkeypatch.setattr(description, "map_in_workers", fail_last)
+    for _ in range(2):
+        found = describe_file(tmp_path / "data.csv", structures, n_workers=0)
+        assert found.complete.tolist() == [True, False, False]
+    assert tried == ([2, 1] if may_pass else [2])
+    monkeypatch.setattr(description, "map_in_workers", real)
+    for _ in range(2):
+        found = describe_file(tmp_path / "data.csv", structures, n_workers=0)
+        assert found.complete.tolist() == [True, False, may_pass]
