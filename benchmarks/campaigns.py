@@ -163,7 +163,7 @@ def _chosen(config: CampaignsConfig, run: RunConfig, parents: list[Structure], h
     candidates = candidates_of(1, crystals, names, predictions, score)
     first = {item.key: row for row, item in reversed(list(enumerate(candidates)))}
     picker = Picker(
-        [(item.formula, item.chemical_system, item.prototype) for item in candidates],
+        [((item.formula,), (item.chemical_system,), (item.prototype,)) for item in candidates],
         (run.acquire.per_formula, run.acquire.per_system * run.rounds, run.acquire.per_prototype * run.rounds),
         excluded=[row for row, item in enumerate(candidates) if first[item.key] != row],
     )

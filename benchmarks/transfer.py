@@ -57,6 +57,7 @@ class TransferConfig:
     rounds: int = option(5, "rounds")
     budget: int = option(100, "labels over all rounds")
     per_check: int = option(1, "candidates looked at for each label, 8 by default in runs; 1: none")
+    per_element: int | None = option(None, "labels of a round that may share an element other than nitrogen")
     explore: float = option(0.1, "share of them for what the proxies are least sure of; none in the last round")
     seeds: int = option(3, "campaigns")
     n_steps: int = option(150, "steps of the sampler in the first round; half as many in later ones")
@@ -126,6 +127,7 @@ def _campaign(
             *(f"rounds={config.rounds}", f"oracle.budget={config.budget}", f"oracle.hull={config.hull}"),
             *(f"train.n_steps={config.n_steps}", f"learn.sampler_steps={config.n_steps // 2}"),
             *([f"acquire.explore={config.explore}"] if config.rounds > 1 else []),
+            *([f"acquire.per_element={config.per_element}"] if config.per_element else []),
             *("acquire.new=off", f"screen.per_check={config.per_check}"),
             *(f"seed={seed}", f"output={folder}"),
         ]

@@ -93,8 +93,8 @@ class Picker:
     """Takes candidates best first, as far as the limits allow, each once.
 
     Args:
-        names: What each candidate shares with others, such as (formula, set of elements, prototype); "" is shared with
-            none. Open to changes.
+        names: What each candidate shares with others, such as its formula, its set of elements or its elements, for each
+            limit all the names that count; none is shared with none. Open to changes.
         limits: Most candidates that share each of these.
         taken: What was taken before of the first, such as the formulas of earlier rounds.
         excluded: Candidates that are not to be taken.
@@ -102,8 +102,8 @@ class Picker:
 
     def __init__(
         self,
-        names: Sequence[tuple[str, ...]],
-        limits: Sequence[int],
+        names: Sequence[Sequence[Sequence[str]]],
+        limits: Sequence[float],
         *,
         taken: Iterable[str] = (),
         excluded: Iterable[int] = (),
@@ -133,11 +133,12 @@ class Picker:
         for row in score.argsort(descending=True, stable=True).tolist():
             if len(found) == n:
                 break
-            uses = [use for use in zip(self._counts, self.names[row], self.limits, strict=False) if use[1]]
-            if row in self._rows or any(counter[name] >= limit for counter, name, limit in uses):
+            uses = list(zip(self._counts, self.names[row], self.limits, strict=False))
+            full = any(counter[name] >= limit for counter, names, limit in uses for name in names)
+            if full or row in self._rows:
                 continue
-            for counter, name, _ in uses:
-                counter[name] += 1
+            for counter, names, _ in uses:
+                counter.update(names)
             self._rows.add(row)
             found.append(row)
         return found

@@ -144,21 +144,28 @@ class Chooser:
     def _picker(self, proposed: Sequence[Candidate]) -> Picker:
         """Return what keeps a round from repeating itself, earlier rounds and, by default, what is known."""
         settings, budget = self.config.acquire, self.config.round_budget(self.number)
-        names = [_names(candidate) for candidate in proposed]
-        formulas, systems, prototypes = (len(set(column)) for column in zip(*names, strict=True))
+        names = [self._names(candidate) for candidate in proposed]
+        # Where there is little to choose from, each formula, system, prototype and element gets an even share at least.
+        limits = zip(
+            (settings.per_formula, settings.per_system, settings.per_prototype, settings.per_element),
+            (self.config.budget, budget, budget, budget),
+            zip(*names, strict=True),
+            strict=True,
+        )
         seen = {candidate.key for candidate in self.earlier}
         known = self._known([item.formula for item in proposed]) if settings.new else [False] * len(proposed)
         return Picker(
             names,
-            # Where there is little to choose from, each formula, system and prototype gets an even share at least.
-            limits=(
-                max(settings.per_formula, math.ceil(self.config.budget / formulas)),
-                max(settings.per_system, math.ceil(budget / systems)),
-                max(settings.per_prototype, math.ceil(budget / prototypes)),
-            ),
+            limits=[_limit(most, n, column) for most, n, column in limits],
             taken=[candidate.formula for candidate in self.earlier],
             excluded=[row for row, item in enumerate(proposed) if item.key in seen or known[row]],
         )
+
+    def _names(self, candidate: Candidate) -> tuple[tuple[str, ...], ...]:
+        """Return what the limits count; elements that every candidate has to have are no repetition."""
+        elements = set(candidate.chemical_system.split("-")) - set(self.config.restrict.required or ())
+        prototype = (candidate.prototype,) if candidate.prototype else ()
+        return (candidate.formula,), (candidate.chemical_system,), prototype, tuple(sorted(elements))
 
     def _known(self, formulas: Sequence[str]) -> list[bool]:
         """Return which reduced formulas the training data, the hull file or other runs of the store hold."""
@@ -234,7 +241,7 @@ class Chooser:
         order = torch.full((len(proposed),), -torch.inf, dtype=torch.float64)
         for row, candidate in candidates.items():  # prototypes are those of what was built
             order[row] = candidate.acquisition
-            picker.names[row] = _names(candidate)
+            picker.names[row] = self._names(candidate)
         picker.exclude(row for row in range(len(proposed)) if row not in candidates)
         return [candidates[row] for row in _take(picker, self._ranking(order, "looked at"), n)]
 
@@ -352,9 +359,12 @@ def _moments(predictions: Mapping[str, Prediction]) -> dict[str, tuple[Tensor, T
     }
 
 
-def _names(candidate: Candidate) -> tuple[str, str, str]:
-    """Return what the limits count."""
-    return candidate.formula, candidate.chemical_system, candidate.prototype
+def _limit(most: int | None, n: int, names: Sequence[Sequence[str]]) -> float:
+    """Return how many of `n` may share a name: `most`, None being no limit, or an even share if that is more."""
+    uses = [name for row in names for name in row]
+    if most is None or not uses:
+        return math.inf
+    return max(most, math.ceil(n * len(uses) / (len(names) * len(set(uses)))))
 
 
 def _n_built(candidates: Sequence[Candidate]) -> int:

@@ -207,6 +207,11 @@ class AcquireConfig:
     per_formula: int = option(2, "most structures of one formula over all rounds")
     per_system: int = option(5, "most structures of one set of elements in a round")
     per_prototype: int = option(4, "most structures of one prototype in a round")
+    per_element: int | None = option(
+        None,
+        "most structures in a round that hold one element, those of restrict.required aside, so that a round reaches "
+        "many chemistries; null: no limit",
+    )
     new: bool = option(
         True,
         "only compositions that the hull file, the training data and other runs of the store do not hold; off: known "
@@ -243,6 +248,10 @@ class AcquireConfig:
         )
         for name in ("per_formula", "per_system", "per_prototype"):
             require(getattr(self, name) >= 1, f"acquire.{name} must be at least 1, got {getattr(self, name)}")
+        require(
+            self.per_element is None or self.per_element >= 1,
+            f"acquire.per_element must be at least 1, got {self.per_element}",
+        )
         require(
             self.explore is None or 0 <= self.explore <= 1, f"acquire.explore must be in [0, 1], got {self.explore}"
         )

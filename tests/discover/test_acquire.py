@@ -84,7 +84,7 @@ def test_draws_are_in_proportion_to_the_score_and_without_replacement() -> None:
 
 
 def test_limits_on_formulas_hold_over_rounds_and_on_systems_within_one() -> None:
-    names = [("A", "x", ""), ("A", "x", ""), ("A", "x", ""), ("B", "x", ""), ("C", "y", "")]
+    names = [(("A",), ("x",), ()), (("A",), ("x",), ()), (("A",), ("x",), ()), (("B",), ("x",), ()), (("C",), ("y",), ())]
     picker = Picker(names, (2, 3, 1), taken=["A"], excluded=[4])
     score = numbers(5, 4, 3, 2, 1)
     assert picker.take(score, 1) == [0]
@@ -95,12 +95,18 @@ def test_limits_on_formulas_hold_over_rounds_and_on_systems_within_one() -> None
 
 
 def test_a_prototype_is_taken_so_often_and_may_change_until_then() -> None:
-    names = [("A", "x", "salt"), ("B", "y", "salt"), ("C", "z", "rutile"), ("D", "w", "salt")]
-    picker = Picker(names, (1, 1, 1))
+    names = [(("A",), ("salt",)), (("B",), ("salt",)), (("C",), ("rutile",)), (("D",), ("salt",))]
+    picker = Picker(names, (1, 1))
     assert picker.widened(2).take(numbers(4, 3, 2, 1), 4) == [0, 1, 2]  # the original keeps its counts
-    picker.names[1] = ("B", "y", "spinel")
+    picker.names[1] = (("B",), ("spinel",))
     picker.exclude([2])
     assert picker.take(numbers(4, 3, 2, 1), 4) == [0, 1]
+
+
+def test_a_candidate_counts_for_each_of_its_elements() -> None:
+    names = [(("Mg", "S"),), (("Ca", "S"),), (("Ca", "O"),), (("Sr", "S"),), (("Ca", "Se"),), ((),)]
+    picker = Picker(names, (2,))
+    assert picker.take(numbers(6, 5, 4, 3, 2, 1), 9) == [0, 1, 2, 5]  # two with sulfur, two with calcium
 
 
 def test_uncertainty_compares_properties_in_their_own_units() -> None:
