@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from policies.composition_prior import CompositionPrior
 from policies.storage import save_weights
 from proxies.elements import PROPERTIES, element_properties
 
+Kind = Literal["rows", "aggregate"]  # of prototypes: those of a data set, or statistics of them
 SHIPPED = Path(__file__).parent / "pretrained" / "ranking"
 N_PRIOR = 40  # proposals of the composition prior for each composition
 N_HYPOTHESES = 200  # prototypes that are weighed for each composition
@@ -258,16 +260,20 @@ def cover(mass: Tensor, match: Tensor, n: int | None = None) -> tuple[Tensor, Te
     return torch.tensor(order, dtype=torch.int64), torch.stack(gains) if gains else mass[:0]
 
 
-def save_ranking(stem: Path, networks: Mapping[str, RankingNetwork], about: Mapping[str, object]) -> None:
-    """Write ``<stem>.safetensors`` and ``<stem>.json`` (sizes of the networks and whatever ``about`` says)."""
+def save_ranking(stem: Path, ranking: "Ranking", about: Mapping[str, object]) -> None:
+    """Write ``<stem>.safetensors`` and ``<stem>.json`` (sizes of the networks, pools and whatever ``about`` says)."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{name}.{key}": tensor.contiguous()
-        for name, network in networks.items()
+        for name, network in ranking.networks.items()
         for key, tensor in network.state_dict().items()
     }
     save_weights(Path(f"{stem}.safetensors"), tensors)
-    content = {"kind": "ranking", "configs": {name: asdict(network.config) for name, network in networks.items()}}
+    content = {
+        "kind": "ranking",
+        "configs": {name: asdict(network.config) for name, network in ranking.networks.items()},
+        "pools": {name: asdict(pool) for name, pool in ranking.pools.items()},
+    }
     stem.with_suffix(".json").write_text(json.dumps({**content, **about}, indent=2) + "\n")
 
 
@@ -302,6 +308,7 @@ def of_prior(
 class Prototypes:
     """The hypotheses that templates make about one composition."""
 
+    kind: Kind
     log_weight: Tensor  # (h,) float64 log-probability
     keys: Tensor  # (h,) int64 see `arrangement_keys`
     space_group: Tensor  # (h,) int64
@@ -309,19 +316,32 @@ class Prototypes:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """How prototypes are weighed against the composition prior.
+
+    Args:
+        prior_power: Exponent of the prior in the probability of a Wyckoff sequence; that of the prototypes has the rest.
+        unseen: Probability that the prototypes leave to each sequence that none of them has.
+        found: Probability that the coordinates of the right prototype are right, as `found_probability` has it for those
+            of the generator. Means of an aggregate are less often right than those of a row.
+    """
+
+    prior_power: float
+    unseen: float
+    found: float = 1.0
+
+
+@dataclass(frozen=True)
 class Ranking:
     """Orders proposals of several sources by the probability that they are the true structure.
 
     Args:
-        networks: Weigh prototypes: "rows" those of a data set, "aggregate" those of an aggregate.
-        prior_power: Exponent of the composition prior in the probability of a Wyckoff sequence; that of the prototypes
-            has the rest.
-        unseen: Probability that the prototypes leave to each sequence that none of them has.
+        networks: Weigh prototypes of each kind.
+        pools: Of each kind of prototypes.
     """
 
-    networks: Mapping[str, RankingNetwork]
-    prior_power: float
-    unseen: float
+    networks: Mapping[Kind, RankingNetwork]
+    pools: Mapping[Kind, Pool]
 
     def rank(
         self,
@@ -369,6 +389,7 @@ class Ranking:
             query: The composition.
             known: Its prototypes.
         """
+        pool = self.pools[known.kind]
         keys = arrangement_keys(proposals.crystals)
         of_prior = proposals.source == SOURCES.index("prior")
         log_p = known.log_weight
@@ -377,8 +398,8 @@ class Ranking:
         if bool(of_prior.any()):
             listed = torch.full((len(sequences),), float(proposals.score[of_prior].min()), dtype=torch.float64)
             listed[which[len(log_p) :]] = proposals.score[of_prior]
-            power = self.prior_power if len(log_p) else 1.0
-            pooled = torch.softmax((1.0 - power) * (seen + self.unseen).log() + power * listed, dim=0)
+            power = pool.prior_power if len(log_p) else 1.0
+            pooled = torch.softmax((1.0 - power) * (seen + pool.unseen).log() + power * listed, dim=0)
         else:
             pooled = seen
         without = seen == 0
@@ -391,24 +412,23 @@ class Ranking:
             kinds = (chosen.crystals.elements[:, :, None] == query.elements).to(torch.int8).argmax(dim=2)
             own = fingerprints(chosen.crystals, chosen.parameters, kinds, len(query.counts))
             same_group = chosen.crystals.space_group[:, None] == known.space_group
-            match[complete, : len(log_p)] = match_probability(
-                pairwise_distances(own, known.fingerprints), same_group
-            ).double()
+            equal = match_probability(pairwise_distances(own, known.fingerprints), same_group).double()
+            match[complete, : len(log_p)] = pool.found * equal
         return mass, match
 
     def prototypes(self, templates: Templates | None, query: Query, *, other_formulas: bool = False) -> Prototypes:
         """Return the prototypes of a composition with the probabilities that the network gives them."""
         none = torch.zeros(0, dtype=torch.int64)
         if templates is None:
-            return Prototypes(none.double(), none, none, torch.zeros(0))
+            return Prototypes("aggregate", none.double(), none, none, torch.zeros(0))
+        kind: Kind = "rows" if (templates.formulas != "").any() else "aggregate"
         found = hypotheses_of(templates, query, other_formulas=other_formulas)
         if not len(found.rows):
-            return Prototypes(none.double(), none, none, torch.zeros(0))
+            return Prototypes(kind, none.double(), none, none, torch.zeros(0))
         crystals, _ = templates.realise(found.rows, query.elements[found.order])
-        network = self.networks["rows" if (templates.formulas != "").any() else "aggregate"]
         with torch.no_grad():
-            log_weight = network(describe(templates, query, found)).double().log_softmax(dim=0)
-        return Prototypes(log_weight, arrangement_keys(crystals), crystals.space_group, found.fingerprints)
+            log_weight = self.networks[kind](describe(templates, query, found)).double().log_softmax(dim=0)
+        return Prototypes(kind, log_weight, arrangement_keys(crystals), crystals.space_group, found.fingerprints)
 
 
 @cache
@@ -429,7 +449,7 @@ def load_ranking(stem: Path = SHIPPED) -> Ranking:
                 {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
             )
             networks[name] = network.eval().requires_grad_(requires_grad=False)
-        pool = {name: float(content["pool"][name]) for name in ("prior_power", "unseen")}
+        pools = {name: Pool(**content["pools"][name]) for name in networks}
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{stem}.json and .safetensors are not a ranking of this version: {error}") from error
-    return Ranking(networks, **pool)
+    return Ranking(networks, pools)

@@ -10,8 +10,8 @@ import hashlib
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ from discover.ranking import (
     N_HYPOTHESES,
     N_PRIOR,
     Hypotheses,
+    Kind,
+    Pool,
     Ranking,
     RankingNetwork,
     arrangement_keys,
@@ -46,7 +48,7 @@ from policies.composition_prior import CompositionPrior, load_composition_prior
 _FOLDS = 20
 _HIDDEN_FOLDS = 5  # that the aggregate which trains a network has not seen
 _POOL_QUERIES = 600
-_POWERS, _UNSEEN = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), (1e-6, 1e-4, 1e-3)
+_POWERS, _UNSEEN, _FOUND = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), (1e-6, 1e-3), (1.0, 0.9, 0.8)
 _TOP = (1, 5, 20)
 _FLOOR = 1e-4  # smallest probability that a hypothesis is right, where none is
 
@@ -171,15 +173,15 @@ def fit(examples: Examples, held_out: Examples, settings: RankingTraining) -> tu
 
 def fit_pool(
     ranking: Ranking, templates: Templates, crystals: Templates, rows: Sequence[int], prior: CompositionPrior
-) -> tuple[Ranking, dict[str, list[float]]]:
-    """Return the ranking with the pooling that finds most structures of held-out formulas, and its figures.
+) -> tuple[Pool, dict[str, list[float]]]:
+    """Return the pooling that finds most structures of held-out formulas, and the figures of all that were tried.
 
     Figures are the means of the largest probability among the first 1, 5, 20 proposals to be equal to the true
     structure, by fingerprints; the choice maximises their sum.
 
     Args:
-        ranking: With trained networks.
-        templates: The prototypes.
+        ranking: With trained networks; its own pools do not matter.
+        templates: The prototypes, of one kind.
         crystals: Templates that are the rows of a data set.
         rows: Of the crystals that are asked for; their formulas are unknown to the networks and to the prior.
         prior: Of compositions.
@@ -202,19 +204,20 @@ def fit_pool(
             distances = pairwise_distances(known.fingerprints, crystals.fingerprints(query.counts)[place[row]][None])
             right[proposals.has_coordinates] = match_probability(distances[:, 0], same_group).double()
         tables.append((proposals, query, known, right))
-    best, figures = ranking, {}
-    highest = -math.inf
-    for power, unseen in itertools.product(_POWERS, _UNSEEN):
-        tried = replace(ranking, prior_power=power, unseen=unseen)
+    shares = {}
+    tried = [Pool(*values) for values in itertools.product(_POWERS, _UNSEEN, _FOUND)]
+    for pool in tqdm(tried, desc="pooling", disable=None, file=sys.stderr):
+        pooling = Ranking(ranking.networks, dict.fromkeys(ranking.networks, pool))
         first = []
         for proposals, query, known, right in tables:
-            order, _ = cover(*tried.weigh(proposals, query, known), n=max(_TOP))
+            order, _ = cover(*pooling.weigh(proposals, query, known), n=max(_TOP))
             first.append([float(right[order[:k]].max()) for k in _TOP])
-        shares = np.mean(first, axis=0)
-        figures[f"prior_power={power} unseen={unseen}"] = [round(float(share), 4) for share in shares]
-        if shares.sum() > highest:
-            highest, best = shares.sum(), tried
-    return best, figures
+        shares[pool] = np.mean(first, axis=0)
+    figures = {
+        f"prior_power={pool.prior_power} unseen={pool.unseen} found={pool.found}": share.round(4).tolist()
+        for pool, share in shares.items()
+    }
+    return max(shares, key=lambda pool: float(shares[pool].sum())), figures
 
 
 def train_ranking(settings: RankingTraining) -> Path:
@@ -228,27 +231,46 @@ def train_ranking(settings: RankingTraining) -> Path:
     fold = torch.from_numpy(formula_folds(crystals.formulas))
     held_out = (fold == 0).nonzero().flatten().tolist()
     order = torch.randperm(len(crystals)).tolist()
-    networks, losses = {}, {}
-    kept = aggregate(crystals.select(fold >= _HIDDEN_FOLDS))
-    for name, templates, folds in (
+    networks: dict[Kind, RankingNetwork] = {}
+    losses = {}
+    kinds: tuple[tuple[Kind, Templates, range], ...] = (
         ("rows", crystals, range(1, _FOLDS)),
-        ("aggregate", kept, range(1, _HIDDEN_FOLDS)),
-    ):
+        ("aggregate", aggregate(crystals.select(fold >= _HIDDEN_FOLDS)), range(1, _HIDDEN_FOLDS)),
+    )
+    for name, templates, folds in kinds:
         rows = [row for row in order if int(fold[row]) in folds][: settings.n_queries]
         examples = make_examples(templates, crystals, rows)
         networks[name], losses[name] = fit(examples, make_examples(templates, crystals, held_out), settings)
-    ranking = Ranking(networks, prior_power=0.0, unseen=1e-6)
-    ranking, figures = fit_pool(ranking, crystals, crystals, held_out[:_POOL_QUERIES], load_composition_prior())
+    ranking, figures = fit_pools(networks, crystals, fold)
     about = {
-        "pool": {name: getattr(ranking, name) for name in ("prior_power", "unseen")},
         "held_out_loss": losses,
         "pool_figures": figures,
         "settings": {**asdict(settings), "data": Path(settings.data).name, "output": Path(settings.output).name},
         "attribution": "Materials Project, CC BY 4.0, Jain et al. 2013, doi:10.1063/1.4812323",
     }
     stem = Path(settings.output)
-    save_ranking(stem, networks, about)
+    save_ranking(stem, ranking, about)
     return stem
+
+
+def fit_pools(
+    networks: Mapping[Kind, RankingNetwork], crystals: Templates, fold: Tensor
+) -> tuple[Ranking, dict[str, dict[str, list[float]]]]:
+    """Return the ranking of trained networks, each kind of prototypes with its pooling, and the figures of all tried.
+
+    Args:
+        networks: For rows and for the aggregate.
+        crystals: Templates that are the rows of a data set.
+        fold: (n,) of their formulas; the aggregate is made without fold 0, whose structures are asked for.
+    """
+    prior, untried = load_composition_prior(), Ranking(networks, {})
+    held_out = (fold == 0).nonzero().flatten().tolist()[:_POOL_QUERIES]
+    pools: dict[Kind, Pool] = {}
+    figures: dict[str, dict[str, list[float]]] = {}
+    pools["rows"], figures["rows"] = fit_pool(untried, crystals, crystals, held_out, prior)
+    kept = aggregate(crystals.select(fold > 0))
+    pools["aggregate"], figures["aggregate"] = fit_pool(untried, kept, crystals, held_out, prior)
+    return Ranking(networks, pools), figures
 
 
 def main(words: Sequence[str]) -> None:

@@ -2,8 +2,10 @@
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pymatgen.core import Lattice, Structure
@@ -13,6 +15,8 @@ from discover.proposals import SOURCES, Proposals
 from discover.ranking import (
     N_SCALARS,
     Hypotheses,
+    Kind,
+    Pool,
     Ranking,
     RankingNetwork,
     arrangement_keys,
@@ -57,8 +61,9 @@ def templates() -> Templates:
 @pytest.fixture(scope="module")
 def ranking() -> Ranking:
     torch.manual_seed(0)
-    networks = {name: RankingNetwork().eval().requires_grad_(requires_grad=False) for name in ("rows", "aggregate")}
-    return Ranking(networks, prior_power=0.4, unseen=1e-4)
+    kinds: tuple[Kind, ...] = ("rows", "aggregate")
+    networks = {kind: RankingNetwork().eval().requires_grad_(requires_grad=False) for kind in kinds}
+    return Ranking(networks, dict.fromkeys(kinds, Pool(prior_power=0.4, unseen=1e-4)))
 
 
 def proposals_of_prior(names: list[str], log_p: list[float]) -> Proposals:
@@ -147,11 +152,30 @@ def test_the_prior_moves_the_prototypes(templates: Templates, ranking: Ranking) 
     """A prior that is certain of rock salt puts the rock salt with known coordinates first."""
     compositions = [{"Na": 1, "Cl": 1}]
     known = propose_templates(templates, compositions)
-    sure = Ranking(ranking.networks, prior_power=0.95, unseen=1e-4)
+    sure = Ranking(ranking.networks, {"rows": Pool(prior_power=0.95, unseen=1e-4)})
     of_prior = proposals_of_prior(["NaCl", "GaAs"], [-0.01, -40.0])
     ranked, _ = sure.rank(Proposals.cat([of_prior, known]), compositions, templates)
     assert int(ranked.crystals.space_group[0]) == 225
     assert ranked.has_coordinates[0]  # equal sequences: the one with coordinates is the safer one
+    doubtful = Ranking(ranking.networks, {"rows": Pool(prior_power=0.95, unseen=1e-4, found=0.5)})
+    ranked, gains = doubtful.rank(Proposals.cat([of_prior, known]), compositions, templates)
+    assert not ranked.has_coordinates[0]  # the generator's are safer than coordinates that are right half the time
+    assert float(gains.sum()) <= 1.0
+
+
+def test_each_kind_of_prototypes_has_its_own_pool(templates: Templates, ranking: Ranking) -> None:
+    compositions = [{"Na": 1, "Cl": 1}]
+    nameless = replace(templates, formulas=np.full(len(templates), ""))
+    pools: dict[Kind, Pool] = {"rows": Pool(0.95, 1e-4), "aggregate": Pool(0.0, 1e-4)}
+    split = Ranking(ranking.networks, pools)
+    of_prior = proposals_of_prior(["NaCl", "TiO2"], [-0.01, -40.0])
+    kinds: dict[Kind, Templates] = {"rows": templates, "aggregate": nameless}
+    for kind, known in kinds.items():
+        proposals = Proposals.cat([of_prior, propose_templates(known, compositions)])
+        alone = Ranking(ranking.networks, dict.fromkeys(pools, pools[kind]))
+        torch.testing.assert_close(
+            split.rank(proposals, compositions, known)[1], alone.rank(proposals, compositions, known)[1]
+        )
 
 
 def test_hypotheses_know_nothing_of_the_own_formula(templates: Templates) -> None:
@@ -208,9 +232,9 @@ def test_folds_depend_on_the_formula_alone() -> None:
 
 
 def test_weights_survive_the_disk(tmp_path: Path, templates: Templates, ranking: Ranking) -> None:
-    pool = {"prior_power": 0.4, "unseen": 1e-4}
-    save_ranking(tmp_path / "ranking", ranking.networks, {"pool": pool})
+    save_ranking(tmp_path / "ranking", ranking, {})
     loaded = load_ranking(tmp_path / "ranking")
+    assert loaded.pools == ranking.pools
     compositions = [{"Na": 1, "Br": 1}]
     proposals = propose_templates(templates, compositions)
     expected, gains = ranking.rank(proposals, compositions, templates)
