@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from discover.config import RewardConfig, RewardTerm, Target
+from discover.config import DEFAULT_HULL_LIMIT, RewardConfig, RewardTerm, Target
 from discover.errors import RewardError
 from discover.gap_scale import to_experiment
 from discover.novelty import is_known
@@ -311,7 +311,8 @@ def _factor(term: RewardTerm, config: RewardConfig) -> Factor:
     if term.name == "formation_energy":
         return FormationEnergyFactor(config.beta_of("formation_energy"), config.kappa_value())
     if term.name == "stability":
-        return StabilityFactor(limit=METASTABLE if config.hull_limit is None else config.hull_limit)
+        limit = DEFAULT_HULL_LIMIT if config.hull_limit is None else config.hull_limit
+        return StabilityFactor(config.beta_of("stability"), limit)
     return NoveltyFactor() if term.name == "novelty" else OxidationFactor()
 
 

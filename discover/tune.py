@@ -194,7 +194,7 @@ def sampler_space(config: RunConfig, given: Mapping[str, str]) -> Space:
         unused |= {"alpha", "train.data_fraction"}
     if len({config.tolerance_of(target) for target in targets.values()}) != 1:  # none, or not one for all
         unused.add("tolerance")
-    if len(_beta_takers(config)) != 1:  # none, or two with defaults of their own
+    if len(config.beta_takers()) != 1:  # none, or two with defaults of their own
         unused.add("beta")
     return _without(SAMPLER_SPACE, given.keys() | unused)
 
@@ -574,19 +574,13 @@ def _without(space: Space, keys: Any) -> Space:
     return {key: distribution for key, distribution in space.items() if key not in keys}
 
 
-def _beta_takers(config: RunConfig) -> list[str]:
-    """Return the factors that beta sharpens: it takes the place of a density's target, and goes with a band gap's."""
-    names = [term.name for term in config.terms if term.name in DEFAULT_BETA]
-    return [name for name in names if name == "bandgap" or name not in config.targets()]
-
-
 def default_of(config: RunConfig | ProxyTraining, key: str) -> Any:
     """Return the value of a dotted setting; what a reward fills in by itself is filled in."""
     if isinstance(config, RunConfig):
         if key == "tolerance":
             return config.tolerance_of(next(iter(config.targets().values())))
         if key == "beta":
-            return config.beta_of(_beta_takers(config)[0])
+            return config.beta_of(config.beta_takers()[0])
     value: Any = config
     for name in key.split("."):
         value = getattr(value, name)

@@ -15,7 +15,8 @@ REWARDS = ("density", "formation_energy", "bandgap", "stability", "oxidation_sco
 TARGET_UNITS = {"bandgap": "eV", "density": "g/cm^3"}
 #: Prior exponent α: 1 makes samples the posterior under the prior, given the reward (docs/choices.md).
 DEFAULT_ALPHA = 1.0
-DEFAULT_BETA = {"formation_energy": 8.0, "density": 1.0, "bandgap": 4.0}
+DEFAULT_BETA = {"formation_energy": 8.0, "density": 1.0, "bandgap": 4.0, "stability": 4.0}
+DEFAULT_HULL_LIMIT = 0.02  # eV/atom; P(E_hull < 0.1) is near 1 for most of the prior and would hardly steer
 DEFAULT_KAPPA = 1.0
 DEFAULT_POINT_TOLERANCE = 0.25  # exp(-8 (y - t)^2), as published
 DEFAULT_WINDOW_TOLERANCE = 0.05
@@ -113,7 +114,9 @@ class RewardConfig:
         None, "multiply the reward by P(energy above hull < 0.1 eV/atom); null: on for bandgap, off otherwise"
     )
     hull_limit: float | None = option(
-        None, "energy above hull in eV/atom that reward=stability asks to stay below; null: 0.1, metastable"
+        None,
+        "energy above hull in eV/atom that reward=stability asks to stay below, and hits have to; null: 0.02 is asked, "
+        "0.1 (metastable) is a hit",
     )
     alpha: float | None = option(
         None, "exponent of the prior in the reward; 0 is the published setting; null: 1, or 0 where no prior applies"
@@ -121,7 +124,7 @@ class RewardConfig:
     beta: float | None = option(
         None,
         "inverse temperature: exp(-beta E) of formation_energy, E in eV/atom; density^beta; "
-        "(expected utility x P(metastable))^beta of bandgap; null: 8, 1, 4",
+        "(expected utility x P(metastable))^beta of bandgap; P(below hull_limit)^beta of stability; null: 8, 1, 4, 4",
     )
     kappa: float | None = option(
         None,
@@ -140,10 +143,10 @@ class RewardConfig:
         require(self.beta is None or self.beta > 0, f"beta must be > 0, got {self.beta}")
         require(self.kappa is None or self.kappa >= 0, f"kappa must be >= 0, got {self.kappa}")
         require(self.tolerance is None or self.tolerance > 0, f"tolerance must be > 0, got {self.tolerance}")
-        takers = [n for n in DEFAULT_BETA if n in names and (n == "bandgap" or n not in self.targets())]
-        if self.beta is not None and not takers:
+        if self.beta is not None and not self.beta_takers():
             raise ConfigError(
-                "beta applies to bandgap, to formation_energy and to density without a target; drop it or use tolerance"
+                "beta applies to bandgap, formation_energy, stability and density without a target; drop it or use "
+                "tolerance"
             )
         if self.kappa is not None and "formation_energy" not in names:
             raise ConfigError(f"kappa applies to reward=formation_energy, not to reward={self.reward}; drop it")
@@ -174,8 +177,13 @@ class RewardConfig:
         return {self._target_takers()[0]: self.target}
 
     def beta_of(self, name: str) -> float:
-        """Return the inverse temperature of `formation_energy`, `density` or `bandgap`."""
+        """Return the inverse temperature of `formation_energy`, `density`, `bandgap` or `stability`."""
         return DEFAULT_BETA[name] if self.beta is None else self.beta
+
+    def beta_takers(self) -> list[str]:
+        """Return the factors that beta sharpens: it takes the place of a density's target, and goes with a band gap's."""
+        taking = [term.name for term in self.terms if term.name in DEFAULT_BETA]
+        return [name for name in taking if name != "density" or name not in self.targets()]
 
     def kappa_value(self) -> float:
         """Return how many standard deviations a predicted formation energy is raised."""

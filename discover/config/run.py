@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from discover.config.checks import default_of, require, user_of
-from discover.config.reward import RewardConfig
+from discover.config.reward import DEFAULT_BETA, RewardConfig, parse_reward
 from discover.options import group, option
 from envs.conventions import CRYSTAL_SYSTEMS
 from envs.restrictions import SPACES, Restrictions, restrict
@@ -491,6 +491,8 @@ class RunConfig(RewardConfig):
         """
         stored = {**stored, **_without_idle(stored)}
         acquire = stored.get("acquire", {})
+        if "per_element" not in acquire:
+            stored = {**stored, **_stability_as_it_was(stored)}
         if "temperature" in acquire:
             return stored
         checks = stored.get("oracle", {}).get("name") != "none"
@@ -558,6 +560,18 @@ class RunConfig(RewardConfig):
     def alpha_value(self) -> float:
         """The exponent of the prior, once the defaults are filled in."""
         return 0.0 if self.alpha is None else self.alpha
+
+
+def _stability_as_it_was(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the reward of a run that was told reward=stability when that was P(E_hull < 0.1 eV/atom)."""
+    terms = parse_reward(str(stored.get("reward", "bandgap")))
+    if all(term.name != "stability" for term in terms):
+        return {}
+    beta = float(stored.get("beta") or DEFAULT_BETA["stability"])
+    weights = [term.weight / beta if term.name == "stability" else term.weight for term in terms]
+    reward = "*".join(f"{term.name}^{weight:g}" for term, weight in zip(terms, weights, strict=True))
+    limit = stored.get("hull_limit")
+    return {"reward": reward, "hull_limit": 0.1 if limit is None else limit}
 
 
 def _without_idle(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -286,6 +286,30 @@ def test_settings_that_nothing_read_do_not_close_runs_of_earlier_versions(
     assert load_yaml(RunConfig, path) == parse_args(RunConfig, words)
 
 
+@pytest.mark.parametrize(
+    ("told", "beta", "limit", "meant"),
+    [
+        ("stability", None, None, "stability^0.25"),
+        ("stability^4*novelty", None, 0.02, "stability^1*novelty^1"),
+        ("formation_energy*stability", 8.0, None, "formation_energy^1*stability^0.125"),
+        ("density", None, None, "density"),
+    ],
+)
+def test_stability_of_earlier_versions_is_the_plain_probability_of_being_metastable(
+    told: str, beta: float | None, limit: float | None, meant: str, tmp_path: Path
+) -> None:
+    stored = json.loads(json.dumps(dataclasses.asdict(RunConfig(reward=told, beta=beta, hull_limit=limit))))
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(stored))
+    assert load_yaml(RunConfig, path).reward == told
+    del stored["acquire"]["per_element"]
+    path.write_text(yaml.safe_dump(stored))
+    read = load_yaml(RunConfig, path)
+    assert read.reward == meant
+    assert read.hull_limit == (0.1 if "stability" in told and limit is None else limit)
+    assert read.beta == beta
+
+
 def test_without_an_oracle_nothing_is_checked(oracle_here: Path) -> None:
     folder = oracle_here / "plain"
     words = [w for w in TINY if not w.startswith(("oracle", "rounds", "learn", "engine"))]

@@ -72,7 +72,7 @@ def test_what_only_the_program_writes_is_not_suggested() -> None:
         (["target=1", "chemistry=any", "mixed_valence=on"], "mixed_valence=on does nothing"),
         (["reward=formation_energy", "target=1"], "takes no target"),
         (["reward=density", "gap_scale=experiment"], "gap_scale=experiment applies to"),
-        (["reward=stability", "beta=2"], "beta applies to"),
+        (["reward=oxidation_score", "beta=2"], "beta applies to"),
         (["reward=density", "hull_limit=0.02"], "hull_limit applies to reward=stability"),
         (["reward=density", "target=5", "beta=2"], "beta applies to"),
         (["reward=density", "kappa=2"], "kappa applies to"),

@@ -144,8 +144,17 @@ def test_a_product_adds_weighted_logs() -> None:
 
 
 def test_a_lower_limit_on_the_energy_above_hull_asks_for_more() -> None:
-    metastable, stable = (log_reward(RewardConfig(reward="stability", hull_limit=limit)) for limit in (None, 0.0))
-    assert stable < metastable == log_reward(RewardConfig(reward="stability", hull_limit=0.1))
+    limits = (0.1, None, 0.0)
+    metastable, default, stable = (log_reward(RewardConfig(reward="stability", hull_limit=limit)) for limit in limits)
+    assert stable < default < metastable
+    assert default == log_reward(RewardConfig(reward="stability", hull_limit=0.02, beta=4))
+
+
+def test_beta_is_the_power_of_the_probability_to_be_stable() -> None:
+    plain = log_reward(RewardConfig(reward="stability", beta=1))
+    assert plain < 0
+    assert log_reward(RewardConfig(reward="stability")) == pytest.approx(4 * plain)
+    assert log_reward(RewardConfig(reward="stability^0.5", beta=2)) == pytest.approx(plain)
 
 
 @pytest.mark.parametrize("reward", ["bandgap", "formation_energy", "stability"])

@@ -121,7 +121,8 @@ def test_a_reward_that_cannot_be_built_is_named(tmp_path: Path) -> None:
     [
         ("target=1.34", set()),
         ("reward=formation_energy", {"tolerance"}),
-        ("reward=stability", {"beta", "tolerance"}),
+        ("reward=stability", {"tolerance"}),
+        ("reward=novelty", {"beta", "tolerance"}),
         ("reward=formation_energy*density", {"beta", "tolerance"}),
         ("reward=bandgap*formation_energy target=1.34", {"beta"}),
         ("reward=density target=5", {"beta"}),
