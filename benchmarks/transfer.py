@@ -4,11 +4,11 @@
 
 Proxies are trained from nothing on a few thousand oxides, the prior on all rows without nitrogen (flow, templates and
 composition prior are those that ship: they say where atoms sit, not how stable that is). A campaign with
-`reward=stability` then asks for nitrides and buys CHGNet labels; with `per_check=1` single points are not asked
-beforehand, so that all it knows of nitrides are its labels. Reported after each round: the error of its proxies on the
-formation energies of the validation rows that hold nitrogen and no oxygen, and the share of its labels below
-0.1 eV/atom above hull, those left out that were bought for being uncertain. What is in the output folder already is not
-done again.
+`reward=stability beta=1 hull_limit=0.1` then asks for nitrides and buys CHGNet labels; with `per_check=1` single points
+are not asked beforehand, so that all it knows of nitrides are its labels. Reported after each round: the error of its
+proxies on the formation energies of the validation rows that hold nitrogen and no oxygen, and the share of its labels
+below 0.1 eV/atom above hull, those left out that were bought for being uncertain. What is in the output folder already
+is not done again.
 """
 
 import json
@@ -31,6 +31,7 @@ from discover.metrics.intervals import wilson_interval
 from discover.options import option, parse_args
 from discover.plots import png
 from discover.progress import LABELS
+from discover.reward import METASTABLE
 from discover.run_folder import write_atomic
 from discover.structure_files import read_table
 from discover.train_prior import PriorTraining, train_prior
@@ -122,7 +123,8 @@ def _campaign(
     folder = output / f"seed{seed}"
     if not (folder / "summary.md").exists():
         words = [
-            *("reward=stability", f"restrict.required=[{_NEW}]", f"restrict.exclude=[{_OLD}]"),
+            *("reward=stability", "beta=1", f"hull_limit={METASTABLE}"),
+            *(f"restrict.required=[{_NEW}]", f"restrict.exclude=[{_OLD}]"),
             *(f"proxies={output / 'proxies'}", f"prior={output / 'prior'}", f"learn.data={output / 'oxides.csv'}"),
             *(f"rounds={config.rounds}", f"oracle.budget={config.budget}", f"oracle.hull={config.hull}"),
             *(f"train.n_steps={config.n_steps}", f"learn.sampler_steps={config.n_steps // 2}"),

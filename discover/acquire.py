@@ -93,8 +93,8 @@ class Picker:
     """Takes candidates best first, as far as the limits allow, each once.
 
     Args:
-        names: What each candidate shares with others, such as its formula, its set of elements or its elements, for each
-            limit all the names that count; none is shared with none. Open to changes.
+        names: What each candidate shares with others: for each limit all the names that count, such as its formula or
+            its elements. Open to changes.
         limits: Most candidates that share each of these.
         taken: What was taken before of the first, such as the formulas of earlier rounds.
         excluded: Candidates that are not to be taken.

@@ -320,10 +320,11 @@ class Pool:
     """How prototypes are weighed against the composition prior.
 
     Args:
-        prior_power: Exponent of the prior in the probability of a Wyckoff sequence; that of the prototypes has the rest.
+        prior_power: Exponent of the prior in the probability of a Wyckoff sequence; that of the prototypes has the
+            rest.
         unseen: Probability that the prototypes leave to each sequence that none of them has.
-        found: Probability that the coordinates of the right prototype are right, as `found_probability` has it for those
-            of the generator. Means of an aggregate are less often right than those of a row.
+        found: Probability that the coordinates of the right prototype are right, as `found_probability` has it for
+            those of the generator. Means of an aggregate are less often right than those of a row.
     """
 
     prior_power: float

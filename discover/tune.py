@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from discover.build import Parts, build_parts, prior_samples, seeded, start_policy
 from discover.candidates import Column, candidate_table
-from discover.config import DEFAULT_BETA, RunConfig, TrainConfig, TrainingConfig
+from discover.config import RunConfig, TrainConfig, TrainingConfig
 from discover.data import LABELS, prepare
 from discover.errors import ConfigError, DataError, main_guard
 from discover.options import all_keys, dump_yaml, help_text, option, parse_args

@@ -181,7 +181,7 @@ class RewardConfig:
         return DEFAULT_BETA[name] if self.beta is None else self.beta
 
     def beta_takers(self) -> list[str]:
-        """Return the factors that beta sharpens: it takes the place of a density's target, and goes with a band gap's."""
+        """Return the factors that beta sharpens; a density has it in place of a target, a band gap beside one."""
         taking = [term.name for term in self.terms if term.name in DEFAULT_BETA]
         return [name for name in taking if name != "density" or name not in self.targets()]
 

@@ -84,7 +84,7 @@ def test_draws_are_in_proportion_to_the_score_and_without_replacement() -> None:
 
 
 def test_limits_on_formulas_hold_over_rounds_and_on_systems_within_one() -> None:
-    names = [(("A",), ("x",), ()), (("A",), ("x",), ()), (("A",), ("x",), ()), (("B",), ("x",), ()), (("C",), ("y",), ())]
+    names = [((formula,), (system,), ()) for formula, system in ("Ax", "Ax", "Ax", "Bx", "Cy")]
     picker = Picker(names, (2, 3, 1), taken=["A"], excluded=[4])
     score = numbers(5, 4, 3, 2, 1)
     assert picker.take(score, 1) == [0]
