@@ -290,6 +290,8 @@ def build_reward(config: RewardConfig, properties: Properties) -> Reward:
     if config.stability_gate:
         sharp = any(term.name == "bandgap" for term in config.terms)
         factors.append((StabilityFactor(config.beta_of("bandgap") if sharp else 1.0), 1.0))
+    if config.novelty_gate:
+        factors.append((NoveltyFactor(), 1.0))
     missing = {name for factor, _ in factors for name in factor.needs} - set(properties.names)
     if missing:
         raise RewardError(f"reward={config.reward} needs a proxy of {', '.join(sorted(missing))}")

@@ -113,6 +113,11 @@ class RewardConfig:
     stability_gate: bool | None = option(
         None, "multiply the reward by P(energy above hull < 0.1 eV/atom); null: on for bandgap, off otherwise"
     )
+    novelty_gate: bool | None = option(
+        None,
+        "leave compositions of the training data out of the reward; null: on for stability, unless known ones may be "
+        "checked too (acquire.new=off), off otherwise",
+    )
     hull_limit: float | None = option(
         None,
         "energy above hull in eV/atom that reward=stability asks to stay below, and hits have to; null: 0.02 is asked, "
@@ -156,12 +161,25 @@ class RewardConfig:
             raise ConfigError(f"hull_limit applies to reward=stability, not to reward={self.reward}; drop it")
         if self.gap_scale == "experiment" and "bandgap" not in names:
             raise ConfigError(f"gap_scale=experiment applies to reward=bandgap, not to reward={self.reward}; drop it")
+        self._set_gates(names)
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", DEFAULT_ALPHA)
+
+    def _set_gates(self, names: set[str]) -> None:
         if self.stability_gate is None:
             object.__setattr__(self, "stability_gate", "bandgap" in names and "stability" not in names)
         if self.stability_gate and "stability" in names:
             raise ConfigError("stability_gate=on and the reward stability are the same factor; drop one of them")
-        if self.alpha is None:
-            object.__setattr__(self, "alpha", DEFAULT_ALPHA)
+        if self.novelty_gate is None:
+            gate = "stability" in names and "novelty" not in names and self._asks_for_new
+            object.__setattr__(self, "novelty_gate", gate)
+        if self.novelty_gate and "novelty" in names:
+            raise ConfigError("novelty_gate=on and the reward novelty are the same factor; drop one of them")
+
+    @property
+    def _asks_for_new(self) -> bool:
+        """Whether what is known already is of no use."""
+        return True
 
     @property
     def terms(self) -> tuple[RewardTerm, ...]:

@@ -503,6 +503,10 @@ class RunConfig(RewardConfig):
         return {**stored, "acquire": acquire}
 
     @property
+    def _asks_for_new(self) -> bool:
+        return self.acquire.new
+
+    @property
     def budget(self) -> int:
         """Structures to check over all rounds."""
         return 20 * self.rounds if self.oracle.budget is None else self.oracle.budget
@@ -571,7 +575,7 @@ def _stability_as_it_was(stored: Mapping[str, Any]) -> dict[str, Any]:
     weights = [term.weight / beta if term.name == "stability" else term.weight for term in terms]
     reward = "*".join(f"{term.name}^{weight:g}" for term, weight in zip(terms, weights, strict=True))
     limit = stored.get("hull_limit")
-    return {"reward": reward, "hull_limit": 0.1 if limit is None else limit}
+    return {"reward": reward, "hull_limit": 0.1 if limit is None else limit, "novelty_gate": False}
 
 
 def _without_idle(stored: Mapping[str, Any]) -> dict[str, Any]:

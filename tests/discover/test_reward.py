@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from discover.config import RewardConfig
-from discover.errors import RewardError
+from discover.config import RewardConfig, RunConfig
+from discover.errors import ConfigError, RewardError
 from discover.gap_scale import to_experiment
+from discover.options import parse_args
 from discover.properties import Properties
 from discover.reward import (
     LOG_FLOOR,
@@ -151,10 +152,22 @@ def test_a_lower_limit_on_the_energy_above_hull_asks_for_more() -> None:
 
 
 def test_beta_is_the_power_of_the_probability_to_be_stable() -> None:
-    plain = log_reward(RewardConfig(reward="stability", beta=1))
+    plain = log_reward(RewardConfig(reward="stability", beta=1, novelty_gate=False))
     assert plain < 0
-    assert log_reward(RewardConfig(reward="stability")) == pytest.approx(4 * plain)
-    assert log_reward(RewardConfig(reward="stability^0.5", beta=2)) == pytest.approx(plain)
+    assert log_reward(RewardConfig(reward="stability", novelty_gate=False)) == pytest.approx(4 * plain)
+    assert log_reward(RewardConfig(reward="stability^0.5", beta=2, novelty_gate=False)) == pytest.approx(plain)
+
+
+def test_stability_asks_for_new_compositions_unless_told_otherwise() -> None:
+    """Sodium chloride is known."""
+    known = log_reward(RewardConfig(reward="stability"))
+    assert known == pytest.approx(log_reward(RewardConfig(reward="stability", novelty_gate=False)) + LOG_FLOOR)
+    assert known == log_reward(RewardConfig(reward="stability*novelty"))
+    assert not RewardConfig(reward="formation_energy").novelty_gate
+    assert not parse_args(RunConfig, ["reward=stability", "acquire.new=off"]).novelty_gate
+    assert parse_args(RunConfig, ["reward=stability"]).novelty_gate
+    with pytest.raises(ConfigError, match="same factor"):
+        RewardConfig(reward="density*novelty", novelty_gate=True)
 
 
 @pytest.mark.parametrize("reward", ["bandgap", "formation_energy", "stability"])
@@ -164,7 +177,8 @@ def test_hopeless_crystals_have_a_finite_reward_at_the_floor(reward: str) -> Non
         "formation_energy_per_atom": KnownProxy("formation_energy_per_atom", 50.0, 0.0),
         "e_above_hull": KnownProxy("e_above_hull", 50.0, 0.0),
     }
-    config = RewardConfig(reward=reward, target=1.34 if reward == "bandgap" else None, stability_gate=False)
+    target = 1.34 if reward == "bandgap" else None
+    config = RewardConfig(reward=reward, target=target, stability_gate=False, novelty_gate=False)
     assert log_reward(config, **hopeless) == pytest.approx(LOG_FLOOR)
 
 
