@@ -123,9 +123,9 @@ class Picker:
         """Take none of these rows."""
         self._rows.update(rows)
 
-    def lift_limits(self) -> None:
-        """Take from now on without limits, each candidate still once."""
-        self.limits = ()
+    def lift_limits(self, first: int = 0) -> None:
+        """Take from now on with the `first` of the limits only, each candidate still once."""
+        self.limits = self.limits[:first]
 
     def take(self, score: Tensor, n: int) -> list[int]:
         """Return up to `n` rows, the highest of (m,) `score` first."""

@@ -36,6 +36,7 @@ from proxies import PropertyEnsemble
 from proxies.base import Prediction
 
 _MOST_TRIED = 4  # candidates built per structure that is wanted
+_BUT_ELEMENTS = 3  # limits: formula, set of elements, prototype; that on elements is the last
 EXPLORE = "explore"
 #: What is added to the name of a candidate whose structure is not what the sampler drew.
 SUFFIXES = {SAMPLED: "", FREE_CELL: "f", PREDICTED: "p"}
@@ -372,9 +373,10 @@ def _n_built(candidates: Sequence[Candidate]) -> int:
 
 
 def _take(picker: Picker, ranking: Tensor, n: int) -> list[int]:
-    """Return up to `n` rows; where the limits would leave budget, as with few formulas, they are lifted."""
+    """Return up to `n` rows; where limits would leave budget, that on elements is lifted, and if need be all."""
     rows = picker.take(ranking, n)
-    if len(rows) < n:
-        picker.lift_limits()
-        rows += picker.take(ranking, n - len(rows))
+    for first in (_BUT_ELEMENTS, 0):
+        if len(rows) < n:
+            picker.lift_limits(first)
+            rows += picker.take(ranking, n - len(rows))
     return rows

@@ -236,8 +236,11 @@ def _asked(config: RunConfig) -> list[str]:
         lines.append(f"- {_scale_note(gap, experiment=config.gap_scale == 'experiment')}")
     if config.stability_gate:
         lines.append("- multiplied by P(energy above hull < 0.1 eV/atom); `stability_gate=off` leaves that out")
+    if "stability" in (term.name for term in config.terms):
+        power = f"`beta={config.beta_of('stability'):g}`"
+        lines.append(f"- stability: P(energy above hull < {config.hull_limit_value():g} eV/atom) to the power {power}")
     if config.novelty_gate:
-        lines.append("- compositions of the training data are left out; `novelty_gate=off` takes them too")
+        lines.append("- compositions of the training data count 1e-8; `novelty_gate=off` counts them in full")
     lines.append(f"- space: `env={config.env}`, `chemistry={config.chemistry}`, prior exponent `alpha={config.alpha}`")
     restricted = {key: value for key, value in vars(config.restrict).items() if value is not None}
     lines += [f"- `restrict.{key}={_plain(value)}`" for key, value in restricted.items()]

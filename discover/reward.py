@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from discover.config import DEFAULT_HULL_LIMIT, RewardConfig, RewardTerm, Target
+from discover.config import RewardConfig, RewardTerm, Target
 from discover.errors import RewardError
 from discover.gap_scale import to_experiment
 from discover.novelty import is_known
@@ -286,7 +286,11 @@ def build_reward(config: RewardConfig, properties: Properties) -> Reward:
     Raises:
         RewardError: If a needed property has no proxy or a user's function cannot be imported.
     """
-    factors = [(_factor(term, config), term.weight) for term in config.terms]
+    # The power of P(stable) is taken after the floor, so that hopeless crystals still differ from unlikely ones.
+    factors = [
+        (_factor(term, config), term.weight * (config.beta_of("stability") if term.name == "stability" else 1.0))
+        for term in config.terms
+    ]
     if config.stability_gate:
         sharp = any(term.name == "bandgap" for term in config.terms)
         factors.append((StabilityFactor(config.beta_of("bandgap") if sharp else 1.0), 1.0))
@@ -313,8 +317,7 @@ def _factor(term: RewardTerm, config: RewardConfig) -> Factor:
     if term.name == "formation_energy":
         return FormationEnergyFactor(config.beta_of("formation_energy"), config.kappa_value())
     if term.name == "stability":
-        limit = DEFAULT_HULL_LIMIT if config.hull_limit is None else config.hull_limit
-        return StabilityFactor(config.beta_of("stability"), limit)
+        return StabilityFactor(limit=config.hull_limit_value())
     return NoveltyFactor() if term.name == "novelty" else OxidationFactor()
 
 

@@ -210,6 +210,12 @@ def write_tables(
     prefix = "c" if config.rounds == 1 else f"r{number:02d}-c"
     table, ranked = candidate_table(crystals, predictions, log_reward, log_prob, prefix=prefix)
     write_candidates(folder, table)
+    if config.novelty_gate and not table["novel"].any():
+        print(
+            f"all {len(table)} candidates have compositions of the training data, which the reward leaves out; "
+            "novelty_gate=off counts them",
+            file=sys.stderr,
+        )
     reference = prior_samples(config, parts, len(ranked))
     if reference is not None:
         predictions = parts.properties.predict(reference)

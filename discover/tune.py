@@ -156,7 +156,7 @@ def tune(config: TuneConfig, fixed: Sequence[str] = ()) -> dict[str, Any]:
         raise ConfigError("every setting is given, none is left to search; drop some")
     defaults = {key: default_of(base, key) for key in space}
     shared = {name: getattr(config, name) for name in ("what", "seed", "queries", "samples", "epochs", "rows")}
-    shared |= {"hash of data": _fingerprint(config.data), **words}
+    shared |= {"hash of data": _fingerprint(config.data), **words, **_meant(base)}
     shared = {key: value for key, value in shared.items() if value is not None}
     folder = _open_folder(config, fixed)
     direction: Literal["maximize", "minimize"] = "maximize" if config.what == "sampler" else "minimize"
@@ -165,6 +165,13 @@ def tune(config: TuneConfig, fixed: Sequence[str] = ()) -> dict[str, Any]:
         tuned = SamplerObjective(config, base) if isinstance(base, RunConfig) else ProxyObjective(config, base, folder)
         _run(study, tuned, config, folder, fixed)
         return _figures(study, config, fixed)
+
+
+def _meant(base: RunConfig | ProxyTraining) -> dict[str, Any]:
+    """Return what words leave to defaults that have changed between versions: trials of both do not compare."""
+    if isinstance(base, RunConfig) and "stability" in (term.name for term in base.terms):
+        return {"hull_limit": base.hull_limit_value(), "novelty_gate": base.novelty_gate}
+    return {}
 
 
 def read_base(config: TuneConfig, fixed: Sequence[str]) -> RunConfig | ProxyTraining:

@@ -10,7 +10,6 @@ from discover.config.finished import AddResultsConfig, ExportConfig, ReportConfi
 from discover.config.reward import (
     DEFAULT_ALPHA,
     DEFAULT_BETA,
-    DEFAULT_HULL_LIMIT,
     DEFAULT_KAPPA,
     DEFAULT_POINT_TOLERANCE,
     DEFAULT_WINDOW_TOLERANCE,
@@ -40,7 +39,6 @@ from discover.config.train import TrainConfig
 __all__ = [
     "DEFAULT_ALPHA",
     "DEFAULT_BETA",
-    "DEFAULT_HULL_LIMIT",
     "DEFAULT_KAPPA",
     "DEFAULT_POINT_TOLERANCE",
     "DEFAULT_WINDOW_TOLERANCE",

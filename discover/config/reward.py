@@ -207,6 +207,10 @@ class RewardConfig:
         """Return how many standard deviations a predicted formation energy is raised."""
         return DEFAULT_KAPPA if self.kappa is None else self.kappa
 
+    def hull_limit_value(self) -> float:
+        """Return the energy above hull in eV/atom that reward=stability asks to stay below."""
+        return DEFAULT_HULL_LIMIT if self.hull_limit is None else self.hull_limit
+
     def tolerance_of(self, target: Target) -> float:
         """Return the tolerance of a target in its own unit."""
         if self.tolerance is not None:

@@ -210,7 +210,7 @@ class AcquireConfig:
     per_element: int | None = option(
         None,
         "most structures in a round that hold one element, those of restrict.required aside, so that a round reaches "
-        "many chemistries; null: no limit",
+        "many chemistries; null: no limit. Where limits would leave budget this one is lifted first",
     )
     new: bool = option(
         True,
@@ -571,11 +571,13 @@ def _stability_as_it_was(stored: Mapping[str, Any]) -> dict[str, Any]:
     terms = parse_reward(str(stored.get("reward", "bandgap")))
     if all(term.name != "stability" for term in terms):
         return {}
-    beta = float(stored.get("beta") or DEFAULT_BETA["stability"])
-    weights = [term.weight / beta if term.name == "stability" else term.weight for term in terms]
-    reward = "*".join(f"{term.name}^{weight:g}" for term, weight in zip(terms, weights, strict=True))
     limit = stored.get("hull_limit")
-    return {"reward": reward, "hull_limit": 0.1 if limit is None else limit, "novelty_gate": False}
+    same: dict[str, Any] = {"hull_limit": 0.1 if limit is None else limit, "novelty_gate": False}
+    if sum(term.name in DEFAULT_BETA for term in terms) == 1:
+        return {**same, "beta": 1.0}
+    beta = float(stored.get("beta") or DEFAULT_BETA["stability"])  # another factor's too, so the weight has to change
+    weights = [term.weight / beta if term.name == "stability" else term.weight for term in terms]
+    return {**same, "reward": "*".join(f"{term.name}^{w:g}" for term, w in zip(terms, weights, strict=True))}
 
 
 def _without_idle(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,8 +40,8 @@ def numbers(*values: float) -> torch.Tensor:
 
 def test_optimism_prefers_the_uncertain_and_expectation_does_not() -> None:
     hull = {"e_above_hull": Prediction(numbers(0.15, 0.15), numbers(0.02, 0.3))}
-    optimistic = scores("ucb", hull, 2, reward="stability")
-    greedy = scores("greedy", hull, 2, reward="stability")
+    asked = {"reward": "stability", "novelty_gate": False}  # the crystals are rock salt
+    optimistic, greedy = scores("ucb", hull, 2, **asked), scores("greedy", hull, 2, **asked)
     assert optimistic[1] > optimistic[0]
     assert optimistic[1] == pytest.approx(0.0, abs=1e-6)  # 0.15 - 0.3 lies below the limit
     assert float(greedy.max()) < -5  # both means lie above it

@@ -18,7 +18,8 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Composition, Lattice, Structure
+from scipy.stats import norm
 
 from discover import add_results, campaign, run, sample
 from discover.campaign import STORE, best_first, check_campaign
@@ -33,6 +34,7 @@ from discover.campaign_records import (
     with_dft,
 )
 from discover.candidates import key_texts
+from discover.choose import Chooser, _take
 from discover.config import LearnConfig, RunConfig
 from discover.engine import EngineError
 from discover.errors import ConfigError, DataError, RunFolderError, RunPaused
@@ -40,12 +42,15 @@ from discover.options import load_yaml, parse_args
 from discover.oracle.base import P_METAL, Label, LabelStatus, sound
 from discover.oracle.callable import CallableOracle
 from discover.progress import LABELS, ROUNDS, HitRule, label_table, round_table
+from discover.properties import Properties
+from discover.reward import LOG_FLOOR, build_reward
 from discover.run_folder import open_run_folder
 from discover.screen import SCREENED
 from discover.store import Candidate, Labelled, Store
 from envs.crystal import CrystalBatch
 from proxies import PropertyEnsemble, load_pretrained
 from proxies.base import Prediction
+from tests.discover.crystals import KnownProxy, crystal_batch
 
 NACL = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 TINY = [
@@ -287,27 +292,35 @@ def test_settings_that_nothing_read_do_not_close_runs_of_earlier_versions(
 
 
 @pytest.mark.parametrize(
-    ("told", "beta", "limit", "meant"),
+    ("told", "beta", "limit", "power", "energies"),
     [
-        ("stability", None, None, "stability^0.25"),
-        ("stability^4*novelty", None, 0.02, "stability^1*novelty^1"),
-        ("formation_energy*stability", 8.0, None, "formation_energy^1*stability^0.125"),
-        ("density", None, None, "density"),
+        ("stability", None, None, 1.0, 0.0),
+        ("stability^4*novelty", None, 0.02, 4.0, 0.0),
+        ("formation_energy*stability", 3.0, None, 1.0, 3.0),
+        ("formation_energy*stability^2", None, None, 2.0, 8.0),
     ],
 )
 def test_stability_of_earlier_versions_is_the_plain_probability_of_being_metastable(
-    told: str, beta: float | None, limit: float | None, meant: str, tmp_path: Path
+    told: str, beta: float | None, limit: float | None, power: float, energies: float, tmp_path: Path
 ) -> None:
-    stored = json.loads(json.dumps(dataclasses.asdict(RunConfig(reward=told, beta=beta, hull_limit=limit))))
+    now = RunConfig(reward=told, beta=beta, hull_limit=limit, kappa=0.0 if energies else None)
+    stored = json.loads(json.dumps(dataclasses.asdict(now)))
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(stored))
-    assert load_yaml(RunConfig, path).reward == told
-    del stored["acquire"]["per_element"]
+    assert load_yaml(RunConfig, path) == now
+    del stored["acquire"]["per_element"], stored["novelty_gate"]
     path.write_text(yaml.safe_dump(stored))
     read = load_yaml(RunConfig, path)
-    assert read.reward == meant
-    assert read.hull_limit == (0.1 if "stability" in told and limit is None else limit)
-    assert read.beta == beta
+    assert not read.novelty_gate
+    for above in (0.05, 0.3, 0.6, 2.0):  # the last is at the floor
+        known = Properties(
+            proxies=[KnownProxy("e_above_hull", above, 0.08), KnownProxy("formation_energy_per_atom", -0.1, 0.0)]
+        )
+        got = float(build_reward(read, known).log_reward(crystal_batch(["NaCl"]))[0])
+        p = float(norm.cdf((0.1 if limit is None else limit) - above, scale=0.08)) + 1e-8
+        assert got == pytest.approx(
+            power * math.log(p) + energies * 0.1 + ("novelty" in told) * LOG_FLOOR, rel=1e-5, abs=1e-5
+        )
 
 
 def test_without_an_oracle_nothing_is_checked(oracle_here: Path) -> None:
@@ -579,6 +592,32 @@ def test_a_run_does_not_go_on_with_other_proxies(oracle_here: Path, monkeypatch:
     monkeypatch.setattr(campaign, "load_pretrained", lambda: other)
     with pytest.raises(RunFolderError, match="began with other proxies than those that ship"):
         run.main([f"resume={folder}"])
+
+
+def test_elements_are_limited_in_a_round_but_not_those_that_all_have_to_have() -> None:
+    different = [f"{metal}2{other}" for metal in ("Na", "K", "Rb", "Cs") for other in ("S", "Se", "Te")]
+
+    def taken(n: int, names: list[str], *words: str) -> list[str]:
+        candidates = [
+            replace(
+                labelled(str(row), 1, energy=-1.0).candidate,
+                formula=name,
+                chemical_system="-".join(sorted(Composition(name).as_dict())),
+                prototype="",
+            )
+            for row, name in enumerate(names)
+        ]
+        config = parse_args(RunConfig, ["reward=stability", "oracle.budget=6", "acquire.new=off", *words])
+        chooser = Chooser(config, 1, None, None, None, [], [])  # type: ignore[arg-type]  # parts have no part in this
+        score = torch.arange(len(names), 0, -1, dtype=torch.float64)
+        return [names[row] for row in _take(chooser._picker(candidates), score, n)]
+
+    assert taken(4, different) == different[:4]
+    two = "acquire.per_element=2"
+    assert taken(4, different, two) == ["Na2S", "Na2Se", "K2S", "K2Se"]
+    assert taken(4, different, two, "restrict.required=[Na]") == ["Na2S", "Na2Se", "Na2Te", "K2S"]
+    # Where two of each element would leave budget, that limit is lifted and no other one.
+    assert sorted(taken(12, ["Na2S", "Na2S", *different], two, "acquire.per_formula=1")) == sorted(different)
 
 
 def test_few_formulas_do_not_keep_a_round_from_its_budget(oracle_here: Path) -> None:

@@ -81,6 +81,7 @@ def test_what_only_the_program_writes_is_not_suggested() -> None:
         (["reward=density^0"], "must be > 0"),
         (["reward=density+stability"], "cannot read reward"),
         (["reward=stability", "stability_gate=on"], "same factor"),
+        (["reward=stability", "acquire.per_element=0"], "acquire.per_element must be at least 1"),
         (["reward=bandgap", "target={density: 5}"], "no factor"),
     ],
 )
