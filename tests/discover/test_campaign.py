@@ -331,6 +331,19 @@ def test_without_an_oracle_nothing_is_checked(oracle_here: Path) -> None:
     assert "Checked with" not in (folder / "summary.md").read_text()
 
 
+def test_a_run_says_what_stability_was_asked_and_that_nothing_new_was_found(
+    oracle_here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [w for w in TINY if not w.startswith(("oracle", "rounds", "learn", "engine", "restrict", "acquire"))]
+    words += ["oracle.name=none", "restrict.elements=[Mg,O]", "restrict.n_atoms=[2,2]"]  # magnesium oxide is known
+    for name, gate, says in (("new", "on", True), ("all", "off", False)):
+        run.main([*words, f"novelty_gate={gate}", f"output={oracle_here / name}"])
+        summary = (oracle_here / name / "summary.md").read_text()
+        assert "P(energy above hull < 0.02 eV/atom) to the power `beta=4`" in summary
+        assert ("compositions of the training data count 1e-8" in summary) == says
+        assert ("novelty_gate=off counts them" in capsys.readouterr().err) == says
+
+
 def test_what_many_candidates_reach_alike_is_drawn_and_what_is_extreme_taken_best_first() -> None:
     target = ["reward=bandgap", "target=1.34"]
     words = {"target": [*target, "rounds=2"], "most": ["reward=stability", "rounds=2"], "once": target}
