@@ -141,7 +141,7 @@ def _distinct(states: States, rows: Tensor, stage: Stage) -> tuple[Tensor, Tenso
     """Return one walk of each distinct state among ``rows``, and the index of the state that each row is in.
 
     Up to the space group a state is (lattice system, point symmetry), before the first element it is the space group,
-    so that a batch of any size holds 1, 8, 26 and at most 230 of them, and network and masks see each once. Later
+    so that a batch of any size holds 1, 8, 29 and at most 230 of them, and network and masks see each once. Later
     states are taken as they come, with None for the index.
     """
     if stage in SYMMETRY_STAGES:

@@ -361,7 +361,7 @@ class RunConfig(RewardConfig):
     extends: tuple[int, int] | None = option(
         None, "written by resume=: rounds and budget that the run had before it was given more", in_help=False
     )
-    threads: int = option(1, "threads of torch; one is fastest on few cores, where two cost 1.6 times the wall time")
+    threads: int = option(1, "threads of torch; on two cores a second gains nothing, two processes under torchrun do")
     dry_run: bool = option(False, "only print what would run, after four training steps on the clock")
 
     def __post_init__(self) -> None:
