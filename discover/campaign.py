@@ -7,6 +7,7 @@ taught, chosen and written after that, and so does what other runs of the store 
 """
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,8 @@ from discover.xrd import plot_pattern, powder_pattern
 from envs.crystal import CrystalBatch
 from policies.pretrained import load_prior
 from proxies import PropertyEnsemble, load_ensemble, load_pretrained
+
+logger = logging.getLogger(__name__)
 
 STORE = "store.sqlite"
 LEARNT = "rounds"  # folder of what each round has learnt
@@ -325,11 +328,21 @@ class Campaign:
         ]
         reference = None if self.config.reference is None else Reference.load(self.config.reference)
         checks = check_finalists(finalists, hull=self.hull, reference=reference)
-        pictures = {item.name: png(plot_pattern(powder_pattern(item.relaxed), item.name)) for item in finalists}
+        pictures = {item.name: picture for item in finalists if (picture := _picture(item)) is not None}
         self.folder.write(f"{FINALISTS}.csv", checks_table(checks).to_csv(index=False, float_format="%.6g"))
         self.folder.write(f"{FINALISTS}.md", markdown_table(checks) + "\n")
         page = html_page(checks, title=f"Finalists of {self.folder.path.name}", pictures=pictures)
         self.folder.write(f"{FINALISTS}.html", page)
+
+
+def _picture(finalist: Finalist) -> bytes | None:
+    """Return the powder pattern as PNG; None for atoms on one spot or elements without scattering factors."""
+    try:
+        pattern = powder_pattern(finalist.relaxed)
+    except ValueError as error:
+        logger.warning("%s has no powder pattern: %s", finalist.name, error)
+        return None
+    return png(plot_pattern(pattern, finalist.name))
 
 
 @contextlib.contextmanager

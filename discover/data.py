@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 LABELS = ("formation_energy_per_atom", "band_gap", "e_above_hull")
 REQUIRED_COLUMNS = ("material_id", "cif")
-PREPARATION_VERSION = 3  # part of the cache key: raise it when prepared arrays change
+PREPARATION_VERSION = 4  # part of the cache key: raise it when prepared arrays change
 SYMPRECS = (0.1, 0.01)  # Å; 0.1 is what the Materials Project and MP-20 use
 _CHUNK = 256
 _MIN_ROWS_FOR_POOL = 1024  # starting workers takes longer than this many rows
@@ -170,7 +170,9 @@ def prepare(path: Path | str, *, n_workers: int = 2, progress: bool = True, use_
         return load_prepared(path)
     cached = cache_directory() / "prepared" / f"{_content_key(path)}.npz"
     if use_cache and cached.is_file():
-        return load_prepared(cached)
+        data = load_prepared(cached)
+        report_failures(data.failures, n_rows=len(data) + len(data.failures), name=path.name)
+        return data
     data = prepare_table(read_table(path), n_workers=n_workers, progress=progress, name=path.name)
     if use_cache:
         _keep(data, cached)

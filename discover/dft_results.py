@@ -33,6 +33,7 @@ from ase import Atoms
 from ase.dft.bandgap import bandgap
 from ase.io.espresso import label_to_symbol
 from ase.units import Bohr, Hartree
+from numpy.typing import NDArray
 from pymatgen.analysis.compatibility import CompatibilityError, MaterialsProject2020Compatibility
 from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.entries.computed_entries import ComputedStructureEntry
@@ -330,7 +331,18 @@ def _vasp_gap(run: Vasprun) -> float:
 
 
 def _gap(gap: float) -> float:
+    """Return a gap, 0 for a metal, NaN where no empty band says how large it is."""
+    if not math.isfinite(gap):
+        return math.nan
     return 0.0 if gap < _METALLIC else gap
+
+
+def _gap_of_bands(bands: NDArray[np.float64], level: float) -> float:
+    """Return the gap in eV of bands (spin, k-point, band); a state at the level (fixed occupations) is occupied."""
+    try:
+        return _gap(float(bandgap(eigenvalues=bands, efermi=level + _METALLIC)[0]))
+    except ValueError:  # ASE: no empty band
+        return math.nan
 
 
 # --- Quantum ESPRESSO ----------------------------------------------------------------------------
@@ -380,7 +392,7 @@ def _ase_gap(atoms: Atoms) -> float:
         return math.nan
     spins = sorted({point.s for point in atoms.calc.kpts})
     bands = np.array([[point.eps_n for point in atoms.calc.kpts if point.s == spin] for spin in spins])
-    return _gap(float(bandgap(eigenvalues=bands, efermi=atoms.calc.eFermi)[0]))
+    return _gap_of_bands(bands, atoms.calc.eFermi)
 
 
 def _read_espresso_xml(path: Path) -> dict[str, Any]:
@@ -438,7 +450,7 @@ def _xml_gap(bands: ET.Element | None) -> float:
     values = np.array(points)
     spins = 2 if bands.findtext("lsda", "false").strip() == "true" else 1  # up first, then down, in one row
     values = np.stack(np.split(values, spins, axis=1))
-    return _gap(float(bandgap(eigenvalues=values * Hartree, efermi=float(level) * Hartree)[0]))
+    return _gap_of_bands(values * Hartree, float(level) * Hartree)
 
 
 def _numbers(text: str) -> list[float]:

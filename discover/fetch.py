@@ -172,7 +172,7 @@ def download(source: Source, path: Path) -> bytes:
                 while block := response.read(_BLOCK):
                     blocks.append(block)
                     bar.update(len(block))
-        except (http.client.HTTPException, ConnectionError) as error:
+        except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
             raise FetchError(f"{source.url} broke off ({error!r}); try again") from error
     content = b"".join(blocks)
     if total and len(content) != total:
@@ -239,7 +239,7 @@ def _page(url: str, key: str) -> Any:
         try:
             with _open(url, Path("data"), {"X-API-KEY": key}) as response:
                 return json.load(response).get("data", [])
-        except (http.client.HTTPException, ConnectionError, json.JSONDecodeError) as error:
+        except (http.client.HTTPException, ConnectionError, TimeoutError, json.JSONDecodeError) as error:
             if not left:
                 where = url.partition("?")[0]
                 raise FetchError(f"{where} broke off {_TRIES} times ({error!r}); try again later") from error

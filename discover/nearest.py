@@ -135,7 +135,10 @@ class Reference:
                 try:
                     text = formula or _formula_of_cif(self.cif(row))
                     if text not in known:
-                        known[text] = _key(Composition(text))
+                        key = _key(Composition(text))
+                        for symbol, _ in key:
+                            Element(symbol)  # raises ValueError for a placeholder, such as M or Ln
+                        known[text] = key
                 except ValueError as error:
                     broken.append(f"row {row}: {error}")
                     continue

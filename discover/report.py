@@ -336,8 +336,9 @@ def _checked(folder: RunFolder, config: RunConfig) -> list[str]:
     cells = [[_round_cell(row[name]) for name in ROUND_HEADER] for row in rounds.to_dict("records")]
     lines += ["| " + " | ".join(row) + " |" for row in cells]
     lines += ["", "The best, by what was measured (`relaxed/`, `labels.csv`, [all checks](finalists.html)):", ""]
-    lines += [(folder / f"{FINALISTS}.md").read_text(encoding="utf-8").rstrip()]
-    return lines
+    if not (folder / f"{FINALISTS}.md").is_file():
+        return [*lines, "Not written yet: the run was stopped before that; `discover.run resume=DIR` goes on."]
+    return [*lines, (folder / f"{FINALISTS}.md").read_text(encoding="utf-8").rstrip()]
 
 
 def _round_cell(value: Any) -> str:

@@ -80,9 +80,9 @@ def data_files(path: Path) -> list[Path]:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """Return the CSV; sodium nitride's formula is "NaN", so only an empty field means missing."""
+    """Return the CSV; sodium nitride's formula is "NaN", so only an empty field means missing, and 007 is no 7."""
     try:
-        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+        return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"material_id": str})
     except (
         pd.errors.ParserError,
         pd.errors.EmptyDataError,
@@ -106,7 +106,7 @@ def _read_folder(folder: Path) -> pd.DataFrame:
     columns = _read_csv(labels)
     if "material_id" not in columns.columns:
         raise DataError(f"{labels} lacks the column material_id, which holds the names of the CIF files without .cif")
-    columns = columns.drop(columns="cif", errors="ignore").astype({"material_id": str})
+    columns = columns.drop(columns="cif", errors="ignore")
     if columns["material_id"].duplicated().any():
         twice = columns.loc[columns["material_id"].duplicated(), "material_id"].iloc[0]
         raise DataError(f"{labels} names {twice} more than once; keep one row for each CIF file")

@@ -35,6 +35,7 @@ from discover.progress import NEAR_TARGET
 from discover.properties import Properties
 from discover.reward import UserFactor, build_reward, import_function
 from discover.run_folder import CONFIG, RunFolder, create_run_folder, open_run_folder, write_atomic
+from discover.structure_files import data_files
 from discover.study import FILE, Outcome, Settings, Space, Study, TrialRecord, check_study_file, open_study
 from discover.train_proxy import ProxyTraining, split, train_member
 from discover.train_sampler import Trainer, draw_crystals
@@ -598,9 +599,14 @@ def _fingerprint(path: str | None) -> str | None:
     """Return a hash of a data file, so that a study is not continued on other data."""
     if path is None:
         return None
-    if not Path(path).is_file():
-        raise DataError(f"no data file at {path}; give the path of a CSV with labels")
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    if not Path(path).exists():
+        raise DataError(f"no data at {path}; give a CSV, a folder of CIF files or an extxyz file, with labels")
+    digest = hashlib.sha256()
+    for file in data_files(Path(path)):
+        if Path(path).is_dir():
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())  # the names are ids
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _words(config: TuneConfig) -> list[str]:

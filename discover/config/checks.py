@@ -1,15 +1,17 @@
 """What the configurations of all commands share: how they refuse."""
 
 import dataclasses
+import urllib.parse
 from collections.abc import Iterable
 from typing import Any
 
 from discover.errors import ConfigError
 
 
-def user_of(url: str) -> str:
-    """Return user, and password if there is one, of a URL."""
-    return url.split("://", 1)[1].rpartition("@")[0]
+def holds_password(url: str) -> bool:
+    """Return whether a URL holds a password, behind the user or in its query."""
+    user = url.split("://", 1)[1].rpartition("@")[0]
+    return ":" in user or "password" in urllib.parse.parse_qs(urllib.parse.urlsplit(url).query)
 
 
 def default_of(config: Any, name: str) -> Any:

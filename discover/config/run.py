@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from discover.config.checks import default_of, require, user_of
+from discover.config.checks import default_of, holds_password, require
 from discover.config.reward import DEFAULT_BETA, RewardConfig, parse_reward
 from discover.options import group, option
 from envs.conventions import CRYSTAL_SYSTEMS
@@ -156,7 +156,6 @@ class OracleConfig:
         require(0 <= self.rattle <= 0.5, f"oracle.rattle must be in 0 to 0.5 Å, got {self.rattle}")
         relaxes = self.name in ("chgnet", "matgl") or self.second is not None
         idle = [*(() if relaxes else ("fmax", "max_steps")), *(("rattle",) if self.name != "chgnet" else ())]
-        idle += ["time_limit", "memory_limit"] if self.name == "external" else []
         given = [f"oracle.{name}" for name in dict.fromkeys(idle) if getattr(self, name) != default_of(self, name)]
         require(not given, f"{', '.join(given)} would do nothing with oracle.name={self.name}; drop it")
         require(self.time_limit > 0, f"oracle.time_limit must be > 0 s, got {self.time_limit}")
@@ -430,6 +429,12 @@ class RunConfig(RewardConfig):
             not by_hand or self.engine == EngineConfig(),
             "engine runs the oracle, and oracle.name=external is filled in by hand; drop engine.*",
         )
+        idle = [
+            f"oracle.{name}"
+            for name in ("time_limit", "memory_limit")
+            if by_hand and getattr(self.oracle, name) != default_of(self.oracle, name)
+        ]
+        require(not idle, f"{', '.join(idle)} would do nothing with oracle.name=external; drop it")
         done, spent = self.extends or (0, 0)
         require(
             0 <= done < self.rounds,
@@ -441,7 +446,7 @@ class RunConfig(RewardConfig):
             + (f": {spent} belong to the first {done}" if done else ""),
         )
         require(
-            self.store is None or "://" not in self.store or "@" not in self.store or ":" not in user_of(self.store),
+            self.store is None or "://" not in self.store or not holds_password(self.store),
             "the store's URL holds a password, which the run folder would keep; leave it out and use PGPASSWORD or a "
             ".pgpass file",
         )

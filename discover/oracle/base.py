@@ -73,6 +73,16 @@ def sound(label: Any) -> Label:
     """
     if not isinstance(label, Label):
         return Label(status=LabelStatus.FAILED, reason=f"the oracle returned {type(label).__name__}, expected Label")
+    if label.status not in list(LabelStatus):
+        reason = f"the oracle returned status {label.status!r}, expected one of {', '.join(LabelStatus)}"
+        return Label(status=LabelStatus.FAILED, reason=reason)
+    label = replace(
+        label,
+        status=LabelStatus(label.status),
+        space_group_before=_whole(label.space_group_before),
+        space_group_after=_whole(label.space_group_after),
+        n_steps=_whole(label.n_steps) or 0,
+    )
     seconds = float(label.seconds) if math.isfinite(label.seconds) else 0.0
     numbers = {name: float(getattr(label, name)) for name in NUMBERS}
     properties = {str(name): float(value) for name, value in label.properties.items()}
@@ -99,6 +109,10 @@ def sound(label: Any) -> Label:
         n_steps=label.n_steps,
         seconds=seconds,
     )
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None or math.isnan(value) else int(value)
 
 
 def _is_definite(structure: Structure) -> bool:

@@ -22,7 +22,7 @@ from pymatgen.core import Composition, Lattice, Structure
 from scipy.stats import norm
 
 from discover import add_results, campaign, run, sample
-from discover.campaign import STORE, best_first, check_campaign
+from discover.campaign import STORE, _picture, best_first, check_campaign
 from discover.campaign_records import (
     DFT,
     IMPLIED_HULL,
@@ -38,6 +38,7 @@ from discover.choose import Chooser, _take
 from discover.config import LearnConfig, RunConfig
 from discover.engine import EngineError
 from discover.errors import ConfigError, DataError, RunFolderError, RunPaused
+from discover.finalists import Finalist
 from discover.options import load_yaml, parse_args
 from discover.oracle.base import P_METAL, Label, LabelStatus, sound
 from discover.oracle.callable import CallableOracle
@@ -384,6 +385,11 @@ def test_what_many_candidates_reach_alike_is_drawn_and_what_is_extreme_taken_bes
         (["oracle.name=external", "oracle.fmax=0.2"], "oracle.fmax would do nothing with oracle.name=external"),
         (["reference=nowhere.csv"], "nowhere.csv: no such file"),
         (["store=postgresql://me:secret@host/db"], "holds a password"),
+        (["store=postgresql://me@host/db?password=secret"], "holds a password"),
+        (
+            ["oracle.name=external", "oracle.time_limit=9"],
+            "oracle.time_limit would do nothing",
+        ),
         (["learn.sampler_steps=9"], "applies to later rounds"),
         (["oracle.predicts=band_gap"], "oracle.predicts applies to oracle.name=matgl, not to chgnet"),
         (["oracle.quantity=band_gap"], "oracle.quantity applies to oracle.name=callable"),
@@ -582,6 +588,11 @@ def test_a_label_that_cannot_be_stored_is_a_failure_with_a_reason() -> None:
     assert endless.seconds == 0.0
     broken = Structure([[4, 0, 0], [0, 4, 0], [0, 0, 4]], ["Na"], [[math.nan, 0, 0]])
     assert "NaN" in sound(Label(status=LabelStatus.GIVEN, band_gap=1.0, structure=broken)).reason
+    assert "status 'done', expected one of" in sound(Label(status="done", band_gap=1.0)).reason  # type: ignore[arg-type]
+    loose: dict[str, Any] = {"status": "given", "n_steps": None, "space_group_after": math.nan}
+    kept = sound(Label(**loose, band_gap=1.0))
+    assert (kept.status, kept.n_steps, kept.space_group_after) == (LabelStatus.GIVEN, 0, None)
+    assert math.isnan(sound(Label(status="failed", band_gap=1.0)).band_gap)  # type: ignore[arg-type]
     failed = sound(Label(status=LabelStatus.FAILED, formation_energy_per_atom=-3.0))
     assert math.isnan(failed.formation_energy_per_atom)
 
@@ -670,3 +681,20 @@ def test_a_density_is_that_of_the_proposal_where_the_oracle_gives_numbers_alone(
     assert table["hit"].tolist() == [True, False]
     assert table["checked_log_reward"].isna().tolist() == [False, True]
     assert math.isnan(round_table(table[1:])["best_checked_log_reward"][0])
+
+
+def test_limits_apply_where_a_second_potential_or_a_look_runs() -> None:
+    for words in (["oracle.hull=h.csv", "oracle.second=M"], ["screen.per_check=4"]):
+        config = parse_args(RunConfig, ["target=1", "oracle.name=external", "oracle.time_limit=9", *words])
+        assert config.oracle.time_limit == 9
+
+
+def test_atoms_on_one_spot_cost_only_the_picture(caplog) -> None:
+    sites = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
+    broken = Structure(Lattice.cubic(4), ["Na", "Cl", "Cl"], sites)
+    assert _picture(Finalist(name="a", built=broken, relaxed=broken)) is None
+    assert "a has no powder pattern" in caplog.text
+    whole = Structure(Lattice.cubic(4), ["Na", "Cl"], sites[:2])
+    picture = _picture(Finalist(name="b", built=whole, relaxed=whole))
+    assert picture is not None
+    assert picture.startswith(b"\x89PNG")

@@ -127,6 +127,16 @@ def test_bad_rows_are_skipped_counted_and_listed(table: pd.DataFrame, caplog) ->
     assert "row 2 (x-0): duplicate" in caplog.text
 
 
+def test_bad_rows_are_listed_from_the_cache_too(table: pd.DataFrame, tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setenv("CRYSTAL_DISCOVER_CACHE", str(tmp_path / "cache"))
+    table.loc[1, "cif"] = "this is no CIF"
+    table.to_csv(tmp_path / "mine.csv", index=False)
+    for _ in range(2):
+        caplog.clear()
+        prepare(tmp_path / "mine.csv", progress=False)
+        assert "mine.csv: skipped 1 of 7 rows" in caplog.text
+
+
 @pytest.mark.parametrize("column", ["material_id", "cif"])
 def test_missing_columns_are_named(table: pd.DataFrame, column: str) -> None:
     with pytest.raises(DataError, match=rf"lacks the column\(s\) {column}"):

@@ -4,13 +4,16 @@ import gzip
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from ase.units import Bohr, Hartree, Ry
 from pymatgen.core import Lattice, Structure
+from pymatgen.io.vasp import Vasprun
 
 from discover.dft_inputs import DftError
-from discover.dft_results import read_espresso, read_result, read_results, read_vasp
+from discover.dft_results import _vasp_gap, read_espresso, read_result, read_results, read_vasp
 from discover.oracle.base import LabelStatus
 from discover.oracle.hull import elemental_energies
 
@@ -340,6 +343,19 @@ def test_what_pw_printed_is_read_by_ase(tmp_path) -> None:
     assert label.space_group_after == 225
 
 
+def test_the_highest_occupied_level_is_occupied(tmp_path) -> None:
+    printed = pw_out()
+    fermi = "the Fermi energy is     3.5000 ev"
+    assert fermi in printed
+    fixed = printed.replace(fermi, "highest occupied, lowest unoccupied level (ev):     1.2000    6.0000")
+    assert read_espresso(write(tmp_path / "pw.out", fixed)).band_gap == pytest.approx(4.8)
+
+
+def test_without_an_empty_band_the_gap_of_vasp_is_unknown() -> None:
+    run = SimpleNamespace(eigenvalues={}, eigenvalue_band_properties=(math.inf, math.inf, 1.0, False))
+    assert math.isnan(_vasp_gap(cast(Vasprun, run)))
+
+
 def test_references_give_a_formation_energy_with_the_same_corrections(tmp_path) -> None:
     references = {"Na": -600.0, "Cl": -1000.0}
     label = read_espresso(write(tmp_path / "pw.out", pw_out()), references=references)
@@ -391,6 +407,17 @@ def test_printed_problems_are_seen(tmp_path, end, status, reason) -> None:
                 "<ks_energies><eigenvalues>-0.5 0.25 0.3</eigenvalues></ks_energies>"
             ),
             0.0,
+        ),
+        *(  # fixed occupations and no empty band: nobody knows the gap
+            (f"<lsda>false</lsda><{level}>{value}</{level}>{bands}", math.nan)
+            for level, value in (("highestOccupiedLevel", 0.1), ("fermi_energy", 0.2))
+            for bands in (
+                "<ks_energies><eigenvalues>-0.5 -0.2 0.1</eigenvalues></ks_energies>",
+                (
+                    "<ks_energies><eigenvalues>-0.5 0.1</eigenvalues></ks_energies>"
+                    "<ks_energies><eigenvalues>-0.5 0.05</eigenvalues></ks_energies>"
+                ),
+            )
         ),
         ("", math.nan),
     ],

@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,6 +46,7 @@ def summary(index: int) -> dict[str, Any]:
 
 class Handler(BaseHTTPRequestHandler):
     broken = 0
+    stalled = 0
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
@@ -56,6 +58,10 @@ class Handler(BaseHTTPRequestHandler):
             self.answer_broken()
         elif parts.path == "/never/":
             self.answer(b'{"data": [', claimed=10_000)
+        elif parts.path == "/stalled/":
+            Handler.stalled += 1
+            self.answer(b'{"data": [', claimed=10_000)
+            time.sleep(2)
         elif parts.path == "/train.csv":
             self.answer(MP20_CSV.encode())
         elif parts.path == "/matbench.json.gz":
@@ -201,6 +207,13 @@ def test_a_page_that_breaks_off_is_asked_for_again(server: str) -> None:
     assert len(list(materials_project_rows(KEY, 20, f"{server}/broken/"))) == 1
     with pytest.raises(FetchError, match="broke off 3 times"):
         list(materials_project_rows(KEY, 20, f"{server}/never/"))
+
+
+def test_a_page_that_stalls_is_asked_for_again(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "_TIMEOUT", 0.3)
+    with pytest.raises(FetchError, match="broke off 3 times"):
+        list(materials_project_rows(KEY, 20, f"{server}/stalled/"))
+    assert Handler.stalled == 3
 
 
 def test_a_size_is_not_ignored_where_a_file_is_there(tmp_path: Path) -> None:

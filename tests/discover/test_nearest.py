@@ -110,6 +110,13 @@ def test_a_table_without_formulas_is_indexed_by_its_cifs_and_broken_ones_are_rep
     assert nearest(rutile("Ge", 4.395, 2.860, 0.3059), reference).likeness is Likeness.SAME_MATERIAL
 
 
+def test_formulas_with_placeholders_are_left_out(table, caplog) -> None:
+    table.loc[3, "formula"] = "MO2"
+    reference = Reference.from_table(table)
+    assert "left out 1 of 5 materials, first row 3" in caplog.text
+    assert nearest(rutile("Zr", 4.8, 3.2, 0.306), reference).likeness is Likeness.SAME_TYPE
+
+
 def test_a_folder_of_cif_files_and_a_csv_give_the_same_answer(table, tmp_path) -> None:
     for name, structure in KNOWN.items():
         (tmp_path / f"{name}.cif").write_text(cif_text(structure))

@@ -94,6 +94,13 @@ def test_energies_that_a_hull_with_holes_gives_are_named(tmp_path: Path) -> None
         assert (words in (folder / "summary.md").read_text()) == bool(given)
 
 
+def test_a_run_that_was_stopped_before_its_finalists_has_a_report(folder: RunFolder) -> None:
+    folder.write("labels.csv", "formula,e_above_hull,hull,oracle\nNaCl,0.0,h,chgnet\n")
+    folder.write("rounds.csv", pd.DataFrame([dict.fromkeys(ROUND_HEADER, 1.0)]).to_csv(index=False))
+    write_report(folder)
+    assert "Not written yet: the run was stopped before that" in (folder / "summary.md").read_text()
+
+
 def test_what_rounds_have_spent_is_added_up(folder: RunFolder) -> None:
     for number, seconds in ((1, 5.0), (1, 1.0), (2, 2.5)):  # the first was killed after its event
         folder.log(RESULT_EVENT, round=number, proxy_queries=100, training_seconds=seconds, candidates=number)

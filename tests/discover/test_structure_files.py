@@ -9,6 +9,7 @@ from pathlib import Path
 
 import ase.io
 import numpy as np
+import pandas as pd
 import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
@@ -17,7 +18,15 @@ from torch.testing import assert_close
 
 from discover.data import batch_orbits, orbits_of_structure, prepare
 from discover.errors import DataError
-from discover.structure_files import extxyz_text, matrix_from_parameters, plain_cif, read_cif, write_structures
+from discover.structure.base import cif_text
+from discover.structure_files import (
+    extxyz_text,
+    matrix_from_parameters,
+    plain_cif,
+    read_cif,
+    read_table,
+    write_structures,
+)
 from tests.discover.textbook import corundum, diamond, rock_salt, rutile, wurtzite
 
 
@@ -128,6 +137,17 @@ def test_a_folder_of_cif_files_is_prepared_with_its_labels(tmp_path: Path, caplo
     assert sorted(failure.material_id for failure in data.failures) == sorted(BAD)
     assert f"skipped {len(BAD)} of {len(BAD) + 3} rows" in caplog.text
     assert "1 rows have no CIF file, first absent" in caplog.text
+
+
+def test_ids_of_digits_are_text(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    write_structures(folder, {"001": rock_salt(), "1": rutile(), "1e0": wurtzite()}, "cif")
+    (folder / "labels.csv").write_text("material_id,band_gap\n001,5.0\n1,1.8\n1e0,3.4\n")
+    data = prepare(folder, progress=False, use_cache=False)
+    assert data.ids.tolist() == ["001", "1", "1e0"]
+    assert data.labels["band_gap"].tolist() == [5.0, 1.8, 3.4]
+    pd.DataFrame({"material_id": data.ids, "cif": [cif_text(rock_salt())] * 3}).to_csv(tmp_path / "m.csv", index=False)
+    assert read_table(tmp_path / "m.csv")["material_id"].tolist() == ["001", "1", "1e0"]
 
 
 def test_a_changed_label_prepares_a_folder_anew(tmp_path: Path) -> None:

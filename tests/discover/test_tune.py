@@ -21,6 +21,7 @@ from discover.tune import (
     SAMPLER_SPACE,
     TRIALS,
     HitRule,
+    _fingerprint,
     default_of,
     main,
     n_steps,
@@ -294,3 +295,12 @@ def test_a_study_of_the_proxies_compares_held_out_errors(tmp_path: Path, capsys:
     assert best["value"] == pytest.approx(table["objective"].min())
     assert "network.dropout" in best["not_in_command"]
     assert not (tmp_path / "study" / "trial").exists()
+
+
+def test_the_data_of_a_study_may_be_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.cif").write_text("x")
+    (tmp_path / "labels.csv").write_text("material_id,band_gap\na,1\n")
+    before = _fingerprint(str(tmp_path))
+    assert _fingerprint(str(tmp_path)) == before
+    (tmp_path / "labels.csv").write_text("material_id,band_gap\na,2\n")
+    assert _fingerprint(str(tmp_path)) != before
